@@ -4,4 +4,10 @@ Importing this package teaches ``transformers`` to read what it writes: after ``
 ``AutoModelForCausalLM.from_pretrained(folder)`` returns the ordinary model class with packed layers.
 """
 
+from __future__ import annotations
+
+from compressor.hf.autoload import install as _install
+
 __version__ = "0.1.0"
+
+_install()

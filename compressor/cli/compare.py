@@ -1,0 +1,113 @@
+"""``compressor compare A B ...``: models side by side, and only what may be compared beside each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from compressor.cli.tables import add_row, json_text, new_table, printable, wide_console
+from compressor.report.comparison import Entry, Group, compare_texts, missing_commands, read_entries
+from compressor.report.html import plain
+from compressor.report.numbers import ABSENT, bytes_text, change, percent, significant
+
+LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
+
+
+def compare(
+    models: Annotated[list[Path], typer.Argument(help="Model folders or report.json files, two or more.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines: one JSON object.")] = False,
+) -> None:
+    """Compare bytes, bits per weight, and quality where it was measured by the same protocol on the same tokens."""
+    entries = read_entries(models)
+    groups = compare_texts(entries)
+    missing = missing_commands(entries)
+    if as_json:
+        typer.echo(json_text(compare_json(entries, groups, missing)))
+        return
+    console = wide_console()
+    console.print(size_table(entries))
+    for group in groups:
+        console.print(quality_table(group))
+        for reason in group.differs:
+            console.print(printable(f"  ! not comparable with the other table of this text: {reason}"))
+        for doubt in group.doubts:
+            console.print(printable(f"  ! {doubt}"))
+    for label, command in missing:
+        console.print(printable(f"  {label} has no measurements; this makes them: {command}"))
+
+
+def size_table(entries: Sequence[Entry]) -> Table:
+    """Bytes on disk and bits per weight; the last column is relative to the first model."""
+    table = new_table("Size", ("model",), ("weight files", "folder", "bits, linears", "bits, model", "of the first"))
+    first = entries[0].weight_bytes
+    for entry in entries:
+        add_row(
+            table,
+            entry.label,
+            bytes_text(entry.weight_bytes),
+            bytes_text(entry.disk_bytes),
+            significant(entry.bits_linears, 3),
+            significant(entry.bits_model, 3),
+            percent(entry.weight_bytes / first) if first else ABSENT,
+        )
+    return table
+
+
+def quality_table(group: Group) -> Table:
+    """All measurements on one text by one protocol."""
+    mark = " !" if group.differs else ""
+    protocol = LONG_HASH.sub(r"\1...", plain(group.protocol))
+    title = printable(f"{group.name}{mark} ({protocol})")
+    table = new_table(title, ("model",), ("perplexity", "to dense", "bits per byte", "KL", "same first choice"))
+    dense = {line.entry: line.row.perplexity for line in group.lines if line.row.who == "dense"}
+    only = next(iter(dense.values())) if len(set(dense.values())) == 1 else None
+    for line in group.lines:
+        reference = dense.get(line.entry, only)
+        relative = line.row.who != "dense" and reference is not None
+        add_row(
+            table,
+            line.label,
+            significant(line.row.perplexity),
+            change(line.row.perplexity, reference) if relative and reference is not None else ABSENT,
+            significant(line.row.bits_per_byte),
+            significant(line.row.kl, 3),
+            percent(line.row.top1),
+        )
+    return table
+
+
+def compare_json(entries: Sequence[Entry], groups: Sequence[Group], missing: Sequence[tuple[str, str]]) -> Any:
+    """The same for machines."""
+    return {
+        "models": [
+            {
+                "label": entry.label,
+                "path": str(entry.path),
+                "weight_bytes": entry.weight_bytes,
+                "disk_bytes": entry.disk_bytes,
+                "bits_per_weight_linears": entry.bits_linears,
+                "bits_per_weight_model": entry.bits_model,
+                "source": entry.source,
+                "has_report": entry.report is not None,
+            }
+            for entry in entries
+        ],
+        "texts": [
+            {
+                "name": group.name,
+                "protocol": group.protocol,
+                "text_sha256": group.text_sha256,
+                "tokens_sha256": group.tokens_sha256,
+                "not_comparable_because": group.differs,
+                "doubts": group.doubts,
+                "rows": [{"model": line.entry, **line.row.model_dump()} for line in group.lines],
+            }
+            for group in groups
+        ],
+        "missing": [{"model": label, "command": command} for label, command in missing],
+    }

@@ -1,0 +1,125 @@
+"""The output folder: checked before the run, written beside its final place, put there by one rename at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+
+from torch import Tensor
+
+from compressor.engine.journal import write_atomically
+from compressor.engine.tensorfile import Layout, header_bytes, order, read_header, read_tensor, write_file
+from compressor.errors import UserError
+
+ONE_FILE = 1 << 30  # bytes; smaller checkpoints end up in a single model.safetensors
+OURS = "report.json"  # a folder with this file was written by compressor
+
+# What travels with the weights, unread and unchanged. Weights, index and configuration are ours to write.
+COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.py", "LICENSE*", "NOTICE*", "*.tiktoken")
+NOT_COMPANIONS = {"config.json", "report.json"}
+
+
+def working_folder(output: Path) -> Path:
+    """Where a run into ``output`` keeps its unfinished files: journal, hidden states, and ``model/``, the future output."""
+    return output.with_name(output.name + ".partial")
+
+
+def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that must not or cannot be written.
+
+    Raises:
+        UserError: it is (inside) the input, holds something else, is finished already, or is not writable.
+    """
+    target = output.resolve()
+    if target == source.resolve() or source.resolve() in target.parents or target in source.resolve().parents:
+        raise UserError(f"the output {output} is, contains or lies in the input folder", fix="choose another --output")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if not (output / OURS).is_file():
+            raise UserError(f"{output} exists and was not written by compressor", fix="choose another --output")
+        if not overwrite:
+            raise UserError(f"{output} exists already", fix="--overwrite replaces it")
+    parent = next(p for p in target.parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"cannot write to {parent}", fix="choose another --output")
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse when fewer than ``needed`` bytes are free where ``folder`` lies (or will lie).
+
+    Raises:
+        UserError: names the bytes needed and free.
+    """
+    place = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"{place} has {free / 1e9:.2f} GB free, the run needs {needed / 1e9:.2f} GB",
+            fix="choose an --output on a larger disk",
+        )
+
+
+def shard_name(number: int, count: int) -> str:
+    """Name of shard ``number`` (from 1) of ``count``."""
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def write_shard(folder: Path, number: int, count: int, layout: Layout, read: Callable[[str], Tensor]) -> int:
+    """Write one shard, tensor by tensor, and rename it into place. Returns its bytes."""
+    return write_file(folder / shard_name(number, count), order(layout), read)
+
+
+def finish_shards(folder: Path, count: int) -> None:
+    """Join small shards into one file, or write the index over large ones. May be repeated after a kill."""
+    if not (folder / shard_name(1, count)).exists() and (folder / "model.safetensors").exists():
+        return
+    shards = [folder / shard_name(number, count) for number in range(1, count + 1)]
+    entries = {name: entry for shard in shards for name, entry in read_header(shard).items()}
+    total = sum(entry.nbytes for entry in entries.values())
+    if total <= ONE_FILE:
+        layout = order({name: (entry.dtype, entry.shape) for name, entry in entries.items()})
+        write_file(folder / "model.safetensors", layout, lambda name: read_tensor(entries[name]))
+        for shard in shards:
+            shard.unlink()
+        return
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: entries[name].file.name for name in sorted(entries)},
+    }
+    write_atomically(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+
+
+def container_bytes(layouts: list[Layout]) -> int:
+    """Bytes of the headers that the finished checkpoint will have, joined or not."""
+    data = sum(_data_bytes(layout) for layout in layouts)
+    if data <= ONE_FILE:
+        layouts = [{name: facts for layout in layouts for name, facts in layout.items()}]
+    return sum(len(header_bytes(order(layout))) for layout in layouts)
+
+
+def _data_bytes(layout: Layout) -> int:
+    return sum(prod(shape) * dtype.itemsize for dtype, shape in layout.values())
+
+
+def copy_companions(source: Path, folder: Path) -> list[str]:
+    """Copy tokenizer, generation configuration, licence and remote code beside the weights, unchanged."""
+    copied = []
+    for pattern in COMPANIONS:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file() and file.name not in NOT_COMPANIONS and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, folder / file.name)
+                copied.append(file.name)
+    return sorted(set(copied))
+
+
+def publish(folder: Path, output: Path) -> None:
+    """Put the finished folder in its final place by one rename; what stood there goes only afterwards."""
+    old = output.with_name(output.name + ".replaced")
+    if output.exists():
+        output.rename(old)
+    folder.rename(output)
+    if old.exists():
+        shutil.rmtree(old)

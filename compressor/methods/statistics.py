@@ -1,0 +1,154 @@
+"""What the methods know of a linear's input: H = sum of x x^T over the calibration tokens, and its inverse's factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from compressor.methods.cholesky import NotPositiveDefiniteError, upper_inverse_factor
+
+
+class FactorizationError(ArithmeticError):
+    """The Hessian of an input cannot be factorized, whatever is tried. Only a data-free method can go on."""
+
+
+class NonFiniteHessianError(FactorizationError):
+    """The Hessian holds NaN or infinity: the activations were not finite, or overflowed."""
+
+
+@dataclass(frozen=True)
+class InverseFactor:
+    """``(H' + damp * mean(diag) * I)^-1 = upper^T upper``, where H' is H with the mean on the diagonal of dead inputs.
+
+    Attributes:
+        upper: U (n, n) fp32, upper triangular, positive diagonal.
+        dead: (n,) bool, inputs that were zero for every token.
+        damp: the relative damping that finally worked.
+        rungs: what had to be tried beyond the ordinary fp32 factorization, in order; empty when that worked.
+    """
+
+    upper: Tensor
+    dead: Tensor
+    damp: float
+    rungs: tuple[str, ...]
+
+
+@dataclass
+class InputStatistics:
+    """The second moment of one input, shared by all linears that read this input.
+
+    Attributes:
+        hessian: (n, n) fp32, the sum over tokens of x x^T; neither averaged nor damped (its scale changes no result).
+        tokens: how many rows x were summed.
+    """
+
+    hessian: Tensor
+    tokens: int
+    _factors: dict[float, InverseFactor] = field(default_factory=dict, repr=False, compare=False)
+
+    def factor(self, damp: float) -> InverseFactor:
+        """Return the factor of the inverse of the damped H; computed once per ``damp``.
+
+        Raises:
+            FactorizationError: see `inverse_factor`.
+        """
+        if damp not in self._factors:
+            self._factors[damp] = inverse_factor(self.hessian, damp)
+        return self._factors[damp]
+
+    def shift(self, damp: float) -> float:
+        """Return what damping adds to every diagonal element: ``damp`` times the mean of diag H over live inputs."""
+        return damp * _mean_live(self.hessian.diagonal())
+
+    def norms(self) -> Tensor:
+        """Return the root mean square of every input, (n,) fp32: Wanda's ||x_j|| up to a common factor."""
+        return (self.hessian.diagonal().clamp(min=0) / max(self.tokens, 1)).sqrt()
+
+
+def accumulate(hessian: Tensor, x: Tensor) -> None:
+    """Add x^T x to ``hessian`` (n, n) fp32 in place; ``x`` (tokens, n) of any float dtype, multiplied in fp32."""
+    x = x.to(device=hessian.device, dtype=hessian.dtype)
+    hessian.addmm_(x.T, x)
+
+
+def damped(hessian: Tensor, damp: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return H (n, n) in ``dtype`` with dead inputs' diagonal set to the live mean, plus ``damp`` times that mean."""
+    A = hessian.to(dtype, copy=True)
+    diagonal = A.diagonal()
+    mean = _mean_live(hessian.diagonal())
+    diagonal.masked_fill_(hessian.diagonal() == 0, mean)
+    diagonal.add_(damp * mean)
+    return A
+
+
+def check_finite(hessian: Tensor) -> None:
+    """Raise NonFiniteHessianError if ``hessian`` holds NaN or infinity."""
+    bad = int((~torch.isfinite(hessian)).sum())
+    if bad:
+        raise NonFiniteHessianError(
+            f"the Hessian of this input has {bad} of {hessian.numel()} entries that are not finite: "
+            "the activations overflowed or were NaN"
+        )
+
+
+def inverse_factor(hessian: Tensor, damp: float) -> InverseFactor:
+    """Factorize the inverse of the damped ``hessian`` (n, n) fp32, climbing a ladder where the ordinary attempt fails.
+
+    The rungs: fp32; fp64; twice the damping, again and again while it stays below 1; the spectrum clamped from below to
+    the damping. Every rung used beyond the first is named in the result.
+
+    Raises:
+        NonFiniteHessianError: NaN or infinity in ``hessian``.
+        FactorizationError: no rung held.
+    """
+    check_finite(hessian)
+    dead = hessian.diagonal() == 0
+    rungs: list[str] = []
+    for name, finally_damp, attempt in _ladder(hessian, damp):
+        if name:
+            rungs.append(name)
+        try:
+            U = attempt().float()
+        except (NotPositiveDefiniteError, LinAlgError):
+            continue
+        if bool(torch.isfinite(U).all()) and bool((U.diagonal() > 0).all()):
+            return InverseFactor(U, dead, finally_damp, tuple(rungs))
+    raise FactorizationError(f"the Hessian of this input cannot be factorized (tried: fp32, {', '.join(rungs)})")
+
+
+def _ladder(hessian: Tensor, damp: float) -> list[tuple[str, float, Callable[[], Tensor]]]:
+    def plain(d: float, dtype: torch.dtype) -> Callable[[], Tensor]:
+        return lambda: upper_inverse_factor(damped(hessian, d, dtype))
+
+    rungs = [("", damp, plain(damp, torch.float32)), ("fp64", damp, plain(damp, torch.float64))]
+    d = 2 * damp
+    while d < 1:
+        rungs.append((f"damp {d:g}", d, plain(d, torch.float64)))
+        d *= 2
+    rungs.append(("eigenvalue clamp", damp, lambda: _clamped(hessian, damp)))
+    return rungs
+
+
+def _clamped(hessian: Tensor, damp: float) -> Tensor:
+    """The factor for the nearest matrix with eigenvalues no less than the damping; in one thread for the same bits."""
+    A = damped(hessian, 0.0, torch.float64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        values, vectors = torch.linalg.eigh((A + A.T) / 2)
+    finally:
+        torch.set_num_threads(threads)
+    floor = max(damp * _mean_live(hessian.diagonal()), 1e-6 * float(values.abs().max()))
+    return upper_inverse_factor((vectors * values.clamp(min=floor)) @ vectors.T)
+
+
+def _mean_live(diagonal: Tensor) -> float:
+    """Mean of the non-zero entries, summed in one thread; 1 when all are zero or the mean is not positive."""
+    values = diagonal.detach().double().cpu().numpy()
+    live = values[values != 0]
+    mean = float(live.sum() / live.size) if live.size else 0.0
+    return mean if mean > 0 else 1.0

@@ -1,0 +1,112 @@
+"""The column sweep of optimal brain surgeon, shared by SparseGPT, GPTQ and their kin.
+
+Columns are settled from left to right; what settling column j costs, e_j = (w_j - q_j) / U_jj, is made up for by the
+columns to its right: w_k -= e_j U_jk. With H^-1 = U^T U this is exact, and the loss is sum_j e_j^2 / 2 per row.
+
+(Frantar and Alistarh, "SparseGPT", arXiv 2301.00774, and "GPTQ", arXiv 2210.17323.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PANEL = 16
+
+Decide = Callable[[int, Tensor], Tensor | None]
+"""``decide(start, columns)``: called every ``span`` columns with the *updated* weights (c, m) of columns start to
+start + c, one column per row, not to be modified. Returns which to keep, (c, m) bool, or None for all; may also set up
+what ``snap`` needs for these columns, such as the scales of a group."""
+
+Snap = Callable[[int, Tensor], Tensor]
+"""``snap(j, w)``: the representable values (m,) nearest to the updated column j, ``w`` (m,), not to be modified."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The result of a sweep.
+
+    Attributes:
+        weight: Q (m, n), zero outside ``mask``.
+        mask: (m, n) bool, True = kept.
+        loss: (m,) fp64, row by row (w - q) H (w - q)^T / 2 under the damped H that ``upper`` stands for.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    loss: Tensor
+
+
+def sweep(
+    weight: Tensor,
+    upper: Tensor,
+    *,
+    decide: Decide | None = None,
+    span: int | None = None,
+    snap: Snap | None = None,
+    block: int = 128,
+) -> Swept:
+    """Settle the columns of ``weight`` (m, n) fp32 one after another under H = (U^T U)^-1, ``upper`` = U (n, n).
+
+    The updates are delayed on two levels: within a panel of about 16 columns they are rank-1, from a panel to the rest
+    of its block and from a block of ``block`` columns to the rest of the matrix they are matrix products. W is kept
+    transposed, so that a column is contiguous.
+
+    Args:
+        decide: chooses the mask; keeps everything when None.
+        span: how many columns one decision covers (``block`` when None); a block is cut to fit it.
+        snap: maps a column to representable values; the identity when None.
+    """
+    m, n = weight.shape
+    span = min(span or block, n)
+    block, panel = _widths(span, min(block, n), n)
+    W = weight.T.clone(memory_format=torch.contiguous_format)
+    keep = torch.ones(n, m, dtype=torch.bool, device=weight.device)
+    drop = torch.zeros(n, m, dtype=W.dtype, device=weight.device)  # 1 / U_jj where w_j is pruned: e_j in one product
+    E = torch.empty(block, m, dtype=W.dtype, device=weight.device)
+    loss = torch.zeros(m, dtype=torch.float64, device=weight.device)
+    reciprocal = upper.diagonal().reciprocal().unsqueeze(1)
+
+    for a in range(0, n, block):
+        b = min(a + block, n)
+        for p in range(a, b, panel):
+            q = min(p + panel, b)
+            for j in range(p, q):
+                if decide is not None and j % span == 0:
+                    end = min(j + span, n)
+                    chosen = decide(j, W[j:end])
+                    if chosen is not None:
+                        keep[j:end] = chosen
+                        torch.mul(~chosen, reciprocal[j:end], out=drop[j:end])
+                e = E[j - a]
+                if snap is None:
+                    torch.mul(W[j], drop[j], out=e)
+                else:
+                    settled = snap(j, W[j]) * keep[j]
+                    torch.sub(W[j], settled, out=e).mul_(reciprocal[j])
+                    W[j] = settled
+                if j + 1 < q:
+                    W[j + 1 : q].addr_(upper[j, j + 1 : q], e, alpha=-1)
+            if q < b:
+                W[q:b].addmm_(upper[p:q, q:b].T, E[p - a : q - a], alpha=-1)
+        settled_errors = E[: b - a]
+        loss += settled_errors.square().sum(0)
+        if b < n:
+            W[b:].addmm_(upper[a:b, b:].T, settled_errors, alpha=-1)
+
+    W *= keep
+    return Swept(W.T.contiguous(), keep.T.contiguous(), loss / 2)
+
+
+def _widths(span: int, block: int, n: int) -> tuple[int, int]:
+    """Widths of block and panel such that every decision falls where its columns have received all their updates."""
+    if span >= n:
+        return block, min(PANEL, block)
+    if span >= block:
+        block = block if span % block == 0 else math.gcd(span, block)
+        return block, min(PANEL, block)
+    return block - block % span, span * max(1, PANEL // span)

@@ -1,0 +1,200 @@
+"""Several models side by side: sizes of all, quality only where protocol and tokens are the same."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import UserError
+from compressor.report.contents import ABOUT, read_contents
+from compressor.report.files import REPORT, read_report
+from compressor.report.schema import Evaluation, EvaluationRow, Report
+
+NOT_IDENTITY = frozenset({"use", "path", "revision", "pinned"})
+"""Keys of a protocol that say where a text came from; whether it is the same text the hashes say."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model: its sizes, and its report when there is one."""
+
+    label: str
+    path: Path
+    weight_bytes: int
+    disk_bytes: int
+    bits_linears: float | None
+    bits_model: float | None
+    source: str | None
+    report: Report | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measurement: ``label`` for a reader, ``entry`` the model it belongs to, ``row`` as in that model's report."""
+
+    label: str
+    entry: str
+    row: EvaluationRow
+
+
+@dataclass
+class Group:
+    """Measurements that may be compared: one text, one protocol, the same tokens.
+
+    Attributes:
+        differs: why another group of the same text is not comparable with this one; empty when there is none.
+        doubts: what else a reader must know before comparing.
+    """
+
+    name: str
+    protocol: dict[str, Any]
+    text_sha256: str
+    tokens_sha256: str
+    lines: list[Line] = field(default_factory=list)
+    differs: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+
+def read_entries(paths: Sequence[Path]) -> list[Entry]:
+    """Read what stands at each path: a ``report.json``, or a model folder with or without one.
+
+    Raises:
+        UserError: fewer than two paths, or one that is neither.
+    """
+    if len(paths) < 2:
+        raise UserError("compare needs at least two models", fix="name another folder or report.json")
+    return [_entry(path.expanduser(), label) for path, label in zip(paths, _labels(paths), strict=True)]
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Folder names; with their parents where two are equal; numbered where that does not help either."""
+    folders = [path.resolve().parent if path.suffix == ".json" else path.resolve() for path in paths]
+    short = [folder.name for folder in folders]
+    counts = Counter(short)
+    labels = [
+        f"{folder.parent.name}/{name}" if counts[name] > 1 else name
+        for folder, name in zip(folders, short, strict=True)
+    ]
+    again = Counter(labels)
+    return [f"{label} #{i + 1}" if again[label] > 1 else label for i, label in enumerate(labels)]
+
+
+def _entry(path: Path, label: str) -> Entry:
+    if path.is_file():
+        report = read_report(path)
+        return _from_report(path, label, report, report.size.output_bytes, report.size.disk_bytes)
+    if not path.is_dir():
+        raise UserError(f"{str(path)!r} does not exist", fix="give a model folder or a report.json")
+    if not (path / REPORT).is_file():
+        contents = read_contents(path)
+        linears = contents.bits("compressed linears", "kept linears")
+        return Entry(
+            label,
+            path,
+            contents.weight_bytes,
+            contents.disk_bytes,
+            linears,
+            contents.bits(),
+            contents.folder.name,
+            None,
+        )
+    report = read_report(path)
+    files = [file for file in path.iterdir() if file.is_file() and file.name not in ABOUT]
+    weights = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
+    disk = sum(file.stat().st_size for file in files)
+    return _from_report(path, label, report, weights or report.size.output_bytes, disk or report.size.disk_bytes)
+
+
+def _from_report(path: Path, label: str, report: Report, weights: int, disk: int) -> Entry:
+    size = report.size
+    return Entry(
+        label,
+        path,
+        weights,
+        disk,
+        size.bits_per_weight_linears,
+        size.bits_per_weight_model,
+        report.model.source,
+        report,
+    )
+
+
+def comparable_key(text: Evaluation) -> str:
+    """Equal for two measurements that may stand side by side. Without a hash of the tokens the name has to do."""
+    protocol = {key: value for key, value in text.protocol.items() if key not in NOT_IDENTITY}
+    identity = text.tokens_sha256 or text.protocol.get("tokens_sha256") or f"{text.name} {text.tokens}"
+    return json.dumps([identity, text.windows, protocol], sort_keys=True, default=str)
+
+
+def compare_texts(entries: Sequence[Entry]) -> list[Group]:
+    """Group the measurements of all reports; see :class:`Group` for what is marked."""
+    groups: dict[str, Group] = {}
+    dense_of: dict[str, set[tuple[str | None, float]]] = {}
+    for entry in entries:
+        for text in entry.report.evaluation if entry.report else []:
+            key = comparable_key(text)
+            group = groups.setdefault(key, Group(text.name, text.protocol, text.text_sha256, text.tokens_sha256))
+            for row in text.rows:
+                if row.who == "dense":
+                    known = dense_of.setdefault(key, set())
+                    if (entry.source, row.perplexity) in known:
+                        continue
+                    known.add((entry.source, row.perplexity))
+                group.lines.append(Line(_line_label(entry, row), entry.label, row))
+            if text.in_domain:
+                group.doubts.append(f"{entry.label} was calibrated on this kind of text: flattering")
+            if not (text.tokens_sha256 or text.protocol.get("tokens_sha256")):
+                group.doubts.append(f"{entry.label} recorded no hash of the tokens: the texts may differ")
+    for key, group in groups.items():
+        group.lines.sort(key=lambda line: line.row.who != "dense")
+        if len(dense_of.get(key, ())) > 1:
+            group.doubts.append("KL and agreement are against different dense models, and do not compare")
+    _mark_differences(list(groups.values()))
+    names = list(dict.fromkeys(group.name for group in groups.values()))
+    return sorted(groups.values(), key=lambda group: names.index(group.name))
+
+
+def _line_label(entry: Entry, row: EvaluationRow) -> str:
+    if row.who == "dense":
+        return f"dense: {entry.source}"
+    return entry.label if row.who == "compressed" else f"baseline of {entry.label}: {row.label}"
+
+
+def _mark_differences(groups: Sequence[Group]) -> None:
+    for group in groups:
+        same_text = [other for other in groups if other is not group and _same_text(group, other)]
+        for other in same_text:
+            keys = sorted(set(group.protocol) | set(other.protocol))
+            reasons = [
+                f"{key} {group.protocol.get(key)} / {other.protocol.get(key)}"
+                for key in keys
+                if key not in NOT_IDENTITY and group.protocol.get(key) != other.protocol.get(key)
+            ]
+            if group.text_sha256 != other.text_sha256:
+                reasons.append("another text of this name")
+            elif group.tokens_sha256 != other.tokens_sha256:
+                reasons.append("other tokens")
+            group.differs += [reason for reason in reasons or ["another evaluation"] if reason not in group.differs]
+
+
+def _same_text(one: Group, other: Group) -> bool:
+    return one.name == other.name or bool(one.text_sha256 and one.text_sha256 == other.text_sha256)
+
+
+def missing_commands(entries: Sequence[Entry]) -> list[tuple[str, str]]:
+    """For each model without any measurement, the command that makes one."""
+    sources = [entry.source for entry in entries if entry.report and entry.source]
+    base = sources[0] if sources else "BASE"
+    commands = []
+    for entry in entries:
+        if not (entry.report and entry.report.evaluation):
+            against = (entry.source if entry.report else base) or base
+            itself = against == entry.label
+            words = ["compressor", "evaluate", str(entry.path), *([] if itself else ["--against", against])]
+            commands.append((entry.label, shlex.join(words)))
+    return commands

@@ -1,0 +1,59 @@
+"""Writing a report beside the model it describes, and reading it back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from compressor.errors import UserError
+from compressor.report.card import model_card
+from compressor.report.html import render_html
+from compressor.report.schema import SCHEMA_VERSION, Report
+
+REPORT = "report.json"
+
+
+def write_report(report: Report, folder: Path | str, *, source_card: str | None = None) -> None:
+    """Write ``report.json``, ``report.html`` and ``README.md`` into an existing ``folder``.
+
+    Args:
+        source_card: text of the source model's README.md, from which the card inherits licence and languages.
+    """
+    folder = Path(folder)
+    (folder / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(render_html(report), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(report, source_card), encoding="utf-8")
+
+
+def read_report(path: Path | str) -> Report:
+    """Read a report from a ``report.json`` or from the folder that holds one.
+
+    Raises:
+        UserError: no such file, not a report, or one of another schema version.
+    """
+    path = Path(path)
+    file = path / REPORT if path.is_dir() else path
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"cannot read the report {str(file)!r}: {reason}") from error
+    try:
+        version = json.loads(text)["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{str(file)!r} is not a compressor report: expected a JSON object with schema_version"
+        ) from error
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{str(file)!r} has schema_version {version!r}, this version of compressor reads {SCHEMA_VERSION}",
+            fix="use the version of compressor that wrote it (field tool.version), or run the evaluation again",
+        )
+    try:
+        return Report.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{str(file)!r} is not a valid report: {where}: {first['msg']}") from error

@@ -1,0 +1,150 @@
+"""``report.html``: one page, no scripts, nothing loaded from anywhere. Everything it says comes from the schema."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from compressor.report import numbers
+from compressor.report.plot_layers import layer_panels, linear_axis, log_axis
+from compressor.report.plots import ledger_plot, perplexity_panels
+from compressor.report.schema import GROUPS, Layer, Report
+from compressor.report.sentences import headline, leading_text, row_of, what_was_done
+
+TABLE_LIMIT = 1000
+WORST_SHOWN = 300
+UNIFORM = 0.005  # spread of sparsities below which the bars would show nothing
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Summary of all layers of one kind, over the blocks."""
+
+    name: str
+    count: int
+    sparsity: float
+    bits_per_weight: float
+    median_error: float | None
+    worst: Layer | None
+
+
+def kinds(layers: list[Layer]) -> list[Kind]:
+    """One summary for each kind, in order of appearance. Sparsity and bits are weighted by parameters."""
+    groups: dict[str, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.kind, []).append(layer)
+    summaries = []
+    for name, members in groups.items():
+        weights = sum(layer.shape[0] * layer.shape[1] for layer in members) or 1
+        errors = [layer for layer in members if layer.relative_error is not None]
+        summaries.append(
+            Kind(
+                name=name,
+                count=len(members),
+                sparsity=sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in members) / weights,
+                bits_per_weight=sum(layer.bits_per_weight * layer.shape[0] * layer.shape[1] for layer in members)
+                / weights,
+                median_error=median(layer.relative_error or 0.0 for layer in errors) if errors else None,
+                worst=max(errors, key=lambda layer: layer.relative_error or 0.0) if errors else None,
+            )
+        )
+    return summaries
+
+
+def shown_layers(layers: list[Layer], limit: int = TABLE_LIMIT, worst: int = WORST_SHOWN) -> list[Layer]:
+    """All layers up to ``limit``; beyond it the ``worst`` by error and all with something to say, in their order."""
+    if len(layers) <= limit:
+        return layers
+    by_error = sorted(range(len(layers)), key=lambda index: -(layers[index].relative_error or 0.0))
+    chosen = set(by_error[:worst])
+    odd = [index for index, layer in enumerate(layers) if layer.fallback or layer.rungs or layer.notes]
+    chosen.update(odd[:limit])
+    return [layers[index] for index in sorted(chosen)]
+
+
+def plain(value: Any) -> str:
+    """A JSON value as short text: ``yes``/``no``, thousands separated, nested objects as ``key: value``."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return numbers.ABSENT
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {plain(entry)}" for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(plain(entry) for entry in value)
+    return str(value)
+
+
+def yaml_text(value: Any) -> str:
+    """``value`` as YAML, in its own order; what JSON cannot hold is written as text."""
+    simple = json.loads(json.dumps(value, default=str))
+    text: str = yaml.safe_dump(simple, sort_keys=False, allow_unicode=True, default_flow_style=False, width=100)
+    return text
+
+
+def environment() -> Environment:
+    """The Jinja environment of all templates: everything is escaped, and an unknown name is an error."""
+    env = Environment(
+        loader=PackageLoader("compressor.report"),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters.update(
+        bytes=numbers.bytes_text,
+        parameters=numbers.parameters_text,
+        significant=numbers.significant,
+        percent=numbers.percent,
+        share=numbers.share,
+        duration=numbers.duration,
+        plain=plain,
+        yaml=yaml_text,
+    )
+    env.globals.update(change=numbers.change, row_of=row_of)
+    return env
+
+
+def render_html(report: Report) -> str:
+    """The whole page as text."""
+    layers = report.layers
+    errors = [layer.relative_error for layer in layers if layer.relative_error is not None]
+    zeros = [layer.sparsity for layer in layers]
+    shown = shown_layers(layers)
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            headline=headline(report),
+            done=what_was_done(report),
+            lead=leading_text(report.evaluation),
+            ledger=ledger_plot(report.size),
+            groups=GROUPS,
+            perplexities=perplexity_panels(report.evaluation),
+            errors=layer_panels(layers, lambda layer: layer.relative_error, log_axis(errors), "Relative error", "err")
+            if errors
+            else [],
+            sparsities=layer_panels(
+                layers,
+                lambda layer: layer.sparsity,
+                linear_axis(max(zeros, default=1.0)),
+                "Sparsity",
+                "spa",
+            ),
+            uniform=max(zeros, default=0.0) - min(zeros, default=0.0) < UNIFORM,
+            zeros=median(zeros) if zeros else 0.0,
+            kinds=kinds(layers),
+            shown=shown,
+            left_out=len(layers) - len(shown),
+        )
+    )

@@ -1,0 +1,202 @@
+"""The schema of ``report.json``. Every number a person is shown stands here first; the pages only render it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Group = Literal[
+    "compressed linears",
+    "kept linears",
+    "embeddings",
+    "norms and others",
+    "carried over",
+    "container",
+    "config, tokenizer, reader",
+]
+"""The groups of the size ledger, in the order they are shown. ``container`` is safetensors headers and padding."""
+
+GROUPS: tuple[Group, ...] = (
+    "compressed linears",
+    "kept linears",
+    "embeddings",
+    "norms and others",
+    "carried over",
+    "container",
+    "config, tokenizer, reader",
+)
+
+
+class Part(BaseModel):
+    """Base of every object in the report: unknown keys are errors; infinities survive the trip through JSON."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+class Tool(Part):
+    version: str = Field(description="version of compressor that wrote this")
+    command: str = Field(description="the command line as typed, absolute home folders replaced by ~")
+    started: str = Field(description="start of the run, ISO 8601 in UTC")
+    seconds: float = Field(description="wall-clock time of the whole run, seconds")
+
+
+class Model(Part):
+    source: str = Field(description="hub id, or the name (not the path) of the source folder")
+    model_type: str = Field(description="model_type of the source's config.json")
+    architecture: str = Field(description="first entry of the source's architectures")
+    blocks: int = Field(description="number of decoder blocks")
+    parameters: int = Field(description="distinct parameters; tied tensors are counted once")
+    linear_parameters: int = Field(description="parameters of the linear maps inside the decoder blocks")
+    dtype: str = Field(description="dtype of the source's weights")
+    tied_embeddings: bool = Field(description="whether the output head is the input embedding")
+    vocabulary: int = Field(description="rows of the embedding")
+
+
+class Calibration(Part):
+    sources: list[dict[str, Any]] = Field(description="one object for each text mixed in: spec, weight, documents, ...")
+    nsamples: int = Field(description="number of token windows")
+    seqlen: int = Field(description="tokens in one window")
+    seed: int = Field(description="seed of the sampling of windows")
+    tokens: int = Field(description="tokens seen in total")
+    sha256: str = Field(description="SHA-256 of the token ids, windows in order")
+
+
+class LedgerRow(Part):
+    group: Group = Field(description="what kind of bytes these are")
+    format: str = Field(description="how they are stored, such as bitmask or bfloat16")
+    tensors: int = Field(default=0, description="number of source tensors in this row")
+    parameters: int = Field(default=0, description="source parameters they stand for; 0 for headers and files")
+    bytes: int = Field(description="bytes of the output")
+    source_bytes: int | None = Field(
+        default=None, description="bytes of the same things in the source; null if unknown"
+    )
+    bits_per_weight: float | None = Field(default=None, description="8 * bytes / parameters; null without parameters")
+    share: float = Field(description="bytes as a fraction of all ledger bytes, 0..1")
+
+
+class Size(Part):
+    source_bytes: int = Field(description="bytes of the source's weight files: tensors and headers")
+    output_bytes: int = Field(description="accounted bytes of the output's weight files: tensors and headers")
+    weights_bytes: int = Field(description="accounted bytes of the output's tensors alone")
+    disk_bytes: int = Field(description="measured size of all files of the output folder, reports and card left out")
+    bits_per_weight_linears: float = Field(description="bits of all decoder linears / their source parameters")
+    bits_per_weight_model: float = Field(description="bits of all tensors / distinct source parameters")
+    source_bits_per_weight: float = Field(description="bits of all source tensors / distinct parameters")
+    ledger: list[LedgerRow] = Field(description="the output by group and format")
+
+
+class Layer(Part):
+    name: str = Field(description="module path in the transformers model")
+    block: int = Field(description="index of its decoder block")
+    kind: str = Field(description="path within its block, numbers of experts as *: names.layer_kind(name, block)")
+    shape: tuple[int, int] = Field(description="(outputs, inputs)")
+    method: str = Field(description="the method that made it, or 'kept'")
+    format: str = Field(description="how it is stored")
+    sparsity: float = Field(description="fraction of exact zeros, 0..1")
+    bits_per_weight: float = Field(description="8 * bytes / (outputs * inputs), everything it needs counted")
+    bytes: int = Field(description="bytes of all its parts on disk")
+    relative_error: float | None = Field(
+        default=None, description="tr((W-Q) H (W-Q)^T) / tr(W H W^T) on the calibration inputs; null without data"
+    )
+    tokens: int | None = Field(default=None, description="calibration tokens that reached it; null without data")
+    seconds: float = Field(default=0.0, description="time of its solve, seconds")
+    notes: list[str] = Field(default_factory=list, description="sentences about anything unusual")
+    rungs: list[str] = Field(default_factory=list, description="what the factorization had to try before it worked")
+    fallback: str | None = Field(default=None, description="what was done instead of what was asked, and why")
+
+
+class EvaluationRow(Part):
+    who: Literal["dense", "compressed", "baseline"] = Field(description="which model was measured")
+    label: str = Field(description="its name for a reader")
+    perplexity: float = Field(description="exp of the mean negative log likelihood of a token, nats")
+    bits_per_byte: float | None = Field(default=None, description="bits per UTF-8 byte; comparable across tokenizers")
+    kl: float | None = Field(default=None, description="mean KL(dense || this), nats per token; null for dense")
+    top1: float | None = Field(default=None, description="how often its first choice is that of dense, 0..1")
+    nll_per_window_stderr: float | None = Field(
+        default=None, description="standard error of the mean negative log likelihood over windows, nats"
+    )
+
+
+class Evaluation(Part):
+    name: str = Field(description="name of the text")
+    protocol: dict[str, Any] = Field(
+        description="seqlen, stride, BOS, ...: under other ones perplexities do not compare"
+    )
+    text_sha256: str = Field(default="", description="SHA-256 of the text in UTF-8")
+    tokens_sha256: str = Field(default="", description="SHA-256 of the token ids; equal means comparable")
+    windows: int = Field(description="token windows evaluated")
+    tokens: int = Field(description="tokens predicted")
+    in_domain: bool = Field(description="whether the text is of the kind the model was calibrated on")
+    in_domain_reason: str = Field(default="", description="why that is said")
+    rows: list[EvaluationRow] = Field(description="dense, compressed and baseline on this text")
+
+
+class Baseline(Part):
+    """Plain rounding to as many bytes as the compressed model has: the yardstick every result is held against."""
+
+    label: str = Field(description="such as '7-bit round-to-nearest, groups of 128'")
+    bits_per_weight: float = Field(description="of the decoder linears")
+    bytes: int = Field(description="accounted bytes of the whole baseline model")
+    verdict: str = Field(description="one sentence: would plain rounding at the same bytes have been better?")
+    better: bool | None = Field(default=None, description="whether the baseline won; null when the texts disagree")
+
+
+class Verification(Part):
+    passed: bool = Field(description="whether a fresh process reproduced the logits from the written folder")
+    mode: Literal["whole model", "block by block"] = Field(description="what was held against what")
+    route: str = Field(description="how the folder was loaded, such as 'import compressor'")
+    max_abs_difference: float = Field(description="largest difference of a logit (or hidden state)")
+    tokens: int = Field(description="tokens compared")
+    seconds: float = Field(description="time it took, seconds")
+
+
+class Timing(Part):
+    what: str
+    seconds: float
+
+
+class Memory(Part):
+    peak_rss_bytes: int = Field(description="largest resident set of the process")
+    peak_device_bytes: int | None = Field(default=None, description="largest allocation on the accelerator")
+    predicted_bytes: int | None = Field(default=None, description="what plan had predicted")
+
+
+class Expert(Part):
+    module: str = Field(description="path of the mixture")
+    expert: int
+    tokens: int = Field(description="calibration tokens routed to it")
+    fallback: str | None = Field(default=None, description="what was done for want of tokens")
+
+
+class Resumed(Part):
+    blocks: int = Field(description="blocks taken over from an interrupted run")
+    times: int = Field(default=1, description="how often the run was interrupted")
+
+
+class Report(Part):
+    schema_version: Literal[1] = 1
+    tool: Tool
+    model: Model
+    recipe: dict[str, Any] = Field(description="the whole resolved recipe, defaults filled in")
+    calibration: Calibration | None = Field(default=None, description="null for a data-free run")
+    size: Size
+    layers: list[Layer]
+    evaluation: list[Evaluation] = Field(default_factory=list)
+    baseline: Baseline | None = Field(default=None, description="null when nothing was evaluated")
+    verification: Verification | None = Field(default=None, description="null only when it was switched off")
+    timings: list[Timing] = Field(default_factory=list)
+    memory: Memory | None = None
+    versions: dict[str, str] = Field(default_factory=dict, description="python and packages")
+    machine: dict[str, Any] = Field(default_factory=dict, description="processor, cores, memory, accelerator")
+    seeds: dict[str, int] = Field(default_factory=dict)
+    threads: int = 1
+    resumed: Resumed | None = Field(default=None, description="null for an uninterrupted run")
+    experts: list[Expert] = Field(default_factory=list)
+    carried_over: list[str] = Field(default_factory=list, description="tensors no module owns, copied unchanged")
+    warnings: list[str] = Field(default_factory=list)
+    fallbacks: list[str] = Field(
+        default_factory=list, description="every place where something else was done than asked"
+    )

@@ -1,0 +1,118 @@
+"""The token windows of a run: what it is calibrated on, what it is judged on, and the probe that verifies it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.calibration import TokenWindows, load_calibration
+from compressor.engine.checkpoint import EMBEDDED
+from compressor.errors import UserError
+from compressor.run.measure import Texts, default_texts, load_texts
+from compressor.run.plan import Plan
+from compressor.run.progress import Voice
+
+PROBE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Token windows, and the tokenizer they were made with (``None`` when no text was needed)."""
+
+    tokenizer: Any
+    calibration: TokenWindows | None
+    texts: Texts | None
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer of a model folder.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    if not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")) and not any(folder.glob("vocab*")):
+        raise UserError(
+            f"{folder.name} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)",
+            fix="add it, or use pre-tokenized calibration (.safetensors, .npy) with --eval none",
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot load the tokenizer of {folder.name}: {first}", fix="mend the tokenizer files") from error
+
+
+def calibration_sources(plan: Plan, model: str) -> tuple[str, ...]:
+    """What to calibrate on: what was asked for, else the embedded text for the embedded model and c4 for all others."""
+    return plan.recipe.calibration.sources or (("embedded",) if model == EMBEDDED else ("c4",))
+
+
+def load_inputs(plan: Plan, model: str, trust_remote_code: bool, voice: Voice) -> Inputs:
+    """Tokenize calibration and evaluation text.
+
+    Raises:
+        UserError: see :mod:`compressor.calibration`.
+    """
+    recipe = plan.recipe
+    sources = calibration_sources(plan, model)
+    texts = recipe.evaluation.texts or default_texts(sources)
+    if texts == ("none",) and not recipe.needs_data:
+        return Inputs(None, None, None)
+    folder = plan.skeleton.checkpoint.folder
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    calibration = None
+    if recipe.needs_data:
+        settings = recipe.calibration
+        calibration = load_calibration(
+            sources,
+            tokenizer,
+            nsamples=settings.nsamples,
+            seqlen=plan.seqlen,
+            seed=settings.seed,
+            sampler=_sampler(plan, tokenizer),
+        )
+        _check_ids(calibration.ids, plan)
+        voice.detail("first calibration window: " + "|".join(calibration.preview[:64]).replace("[", r"\["))
+    loaded = None
+    if texts != ("none",):
+        loaded = load_texts(texts, tokenizer, seqlen=plan.eval_seqlen, windows=recipe.evaluation.windows)
+        _check_ids(loaded.ids, plan)
+    return Inputs(tokenizer, calibration, loaded)
+
+
+def _check_ids(ids: Tensor, plan: Plan) -> None:
+    vocabulary = plan.skeleton.config.get_text_config().vocab_size
+    if int(ids.max()) >= vocabulary:
+        raise UserError(
+            f"the tokenizer gives id {int(ids.max())}, the model's vocabulary ends at {vocabulary - 1}",
+            fix="tokenizer and model do not belong together",
+        )
+
+
+def _sampler(plan: Plan, tokenizer: Any) -> Any:
+    """Sampling from the model itself, for ``--calibration self``: loads the whole model."""
+
+    def sample(nsamples: int, seqlen: int, seed: int) -> Tensor:
+        from transformers import AutoModelForCausalLM
+
+        from compressor.calibration import sample_from_model
+
+        model = AutoModelForCausalLM.from_pretrained(plan.skeleton.checkpoint.folder, dtype=plan.dtype)
+        return sample_from_model(model.to(plan.device).eval(), tokenizer, nsamples, seqlen, seed)
+
+    return sample
+
+
+def probe_ids(inputs: Inputs, config: Any) -> Tensor:
+    """One short window (1, <= 64) whose logits the finished folder must reproduce."""
+    if inputs.texts is not None:
+        return inputs.texts.ids[:1, :PROBE_TOKENS].clone()
+    if inputs.calibration is not None:
+        return inputs.calibration.ids[:1, :PROBE_TOKENS].clone()
+    return (torch.arange(PROBE_TOKENS)[None] * 7919) % config.get_text_config().vocab_size

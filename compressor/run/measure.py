@@ -1,0 +1,163 @@
+"""Quality on held-out text: perplexity, KL divergence to the dense model, agreement of first choices."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.calibration import EvaluationText, TokenWindows, load_evaluation, named_set, same_text
+from compressor.engine.forward import BlockRunner, Stream
+from compressor.errors import UserError
+
+# What to judge on when nothing is asked for: never what was calibrated on.
+COUNTERPARTS = {"embedded": "embedded-heldout", "c4": "wikitext2-test", "wikitext2": "c4-validation"}
+HUB_DEFAULT = "wikitext2-test"
+LOCAL_DEFAULT = "embedded-heldout"
+
+
+def default_texts(sources: Sequence[str]) -> tuple[str, ...]:
+    """Evaluation text for calibration sources: a counterpart of a named set; the embedded text for local files."""
+    names = [re.split(r"[:@]", source)[0] for source in sources]
+    known = [COUNTERPARTS[name] for name in names if name in COUNTERPARTS]
+    if known:
+        return (known[0],)
+    remote = any(_is_hub_set(name) for name in names)
+    return (HUB_DEFAULT if remote else LOCAL_DEFAULT,)
+
+
+def _is_hub_set(name: str) -> bool:
+    if name == "self" or Path(name).suffix:
+        return False
+    try:
+        return named_set(name).kind == "hub"
+    except UserError:
+        return False
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Evaluation texts laid end to end: ``ids`` (windows, seqlen), and the rows that belong to each text."""
+
+    texts: tuple[EvaluationText, ...]
+    ids: Tensor
+
+    def span(self, number: int) -> slice:
+        """Rows of text ``number``."""
+        start = sum(len(text.ids) for text in self.texts[:number])
+        return slice(start, start + len(self.texts[number].ids))
+
+
+def load_texts(specs: Sequence[str], tokenizer: Any, *, seqlen: int, windows: int | None, **protocol: Any) -> Texts:
+    """Load evaluation texts; at most ``windows`` windows of each, fewer where a text is shorter.
+
+    Raises:
+        UserError: a text is unknown, unreadable, or shorter than one window.
+    """
+    loaded = []
+    for spec in specs:
+        everything = load_evaluation(spec, tokenizer, seqlen=seqlen, windows=None, **protocol)
+        if windows is not None and len(everything.ids) > windows:
+            everything = load_evaluation(spec, tokenizer, seqlen=seqlen, windows=windows, **protocol)
+        loaded.append(everything)
+    return Texts(tuple(loaded), torch.cat([text.ids for text in loaded]))
+
+
+@dataclass
+class Tally:
+    """Sums over the windows of one text for one model, all in nats, kept a number per window."""
+
+    nll: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    agree: list[int] = field(default_factory=list)
+    predictions: int = 0
+
+    def row(self, who: str, label: str, text: EvaluationText, *, compared: bool) -> dict[str, Any]:
+        """The report's row."""
+        mean = math.fsum(self.nll) / self.predictions
+        per_window = [value * len(self.nll) / self.predictions for value in self.nll]
+        spread = math.sqrt(math.fsum((v - mean) ** 2 for v in per_window) / max(1, len(per_window) - 1))
+        return {
+            "who": who,
+            "label": label,
+            "perplexity": _exp(mean),
+            "bits_per_byte": mean / math.log(2) * text.n_tokens / text.n_bytes if text.n_bytes else None,
+            "kl": math.fsum(self.kl) / self.predictions if compared else None,
+            "top1": sum(self.agree) / self.predictions if compared else None,
+            "nll_per_window_stderr": spread / math.sqrt(len(per_window)) if len(per_window) > 1 else None,
+        }
+
+
+def _exp(mean: float) -> float:
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+@torch.no_grad()
+def measure(
+    models: dict[str, tuple[str, BlockRunner, Stream]], texts: Texts, against: str | None
+) -> list[list[dict[str, Any]]]:
+    """Compare models whose streams have passed all their blocks.
+
+    Args:
+        models: role -> (label, runner, stream of ``texts.ids``).
+        against: role of the model that KL and agreement refer to, or ``None``.
+
+    Returns:
+        For each text, a row for each model.
+
+    Raises:
+        UserError: logits are not finite; such a window is never skipped.
+    """
+    out = []
+    for number, text in enumerate(texts.texts):
+        tallies = {who: Tally() for who in models}
+        span = texts.span(number)
+        for window in range(span.start, span.stop):
+            reference: Tensor | None = None
+            order = sorted(models, key=lambda who: who != against)
+            for who in order:
+                label, runner, stream = models[who]
+                logp = torch.log_softmax(runner.logits(stream, slice(window, window + 1))[0, :-1], dim=-1)
+                _count(tallies[who], logp, texts.ids[window, 1:].to(logp.device), reference, f"{label} on {text.name}")
+                if who == against:
+                    reference = logp
+        out.append(
+            [
+                tallies[who].row(who, models[who][0], text, compared=against is not None and who != against)
+                for who in models
+            ]
+        )
+    return out
+
+
+def _count(tally: Tally, logp: Tensor, targets: Tensor, reference: Tensor | None, where: str) -> None:
+    nll = -logp.gather(1, targets[:, None])[:, 0].double().cpu()
+    if not bool(torch.isfinite(nll).all()):
+        raise UserError(f"{where}: the model's logits are NaN or infinite", fix="try --dtype float32, or another base")
+    tally.nll.append(math.fsum(nll.tolist()))
+    tally.predictions += len(targets)
+    if reference is not None:
+        divergence = (reference.exp() * (reference - logp)).sum(-1).double().cpu()
+        tally.kl.append(math.fsum(divergence.tolist()))
+        tally.agree.append(int((reference.argmax(-1) == logp.argmax(-1)).sum()))
+
+
+def in_domain(calibration: TokenWindows | None, text: EvaluationText) -> tuple[bool, str]:
+    """Whether a text was calibrated on, and why that is said."""
+    if calibration is None:
+        return False, "nothing was calibrated on"
+    verdict = same_text(calibration, text)
+    if verdict.same:
+        return True, f"{verdict.why}: {verdict.source}" if verdict.source else verdict.why
+    return False, f"{verdict.shared:.1%} of its 16-grams occur in the calibration windows"
+
+
+def protocol(text: EvaluationText, dtype: torch.dtype) -> dict[str, Any]:
+    """What must be equal for two perplexities to be compared."""
+    return {**text.protocol, "sha256": text.sha256, "compute": str(dtype).removeprefix("torch.")}

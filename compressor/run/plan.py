@@ -1,0 +1,278 @@
+"""What a run would do, from config, headers and recipe alone: what is touched, bytes, memory, disk, broken rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from compressor.engine.checkpoint import Checkpoint
+from compressor.engine.forward import TOKENS_PER_BATCH
+from compressor.engine.output import container_bytes
+from compressor.engine.skeleton import Linear, Skeleton
+from compressor.engine.tensorfile import Layout
+from compressor.errors import UserError
+from compressor.formats import nbytes, tensor_name
+from compressor.formats.parts import dtype_name
+from compressor.formats.registry import format_of
+from compressor.methods.masks import count
+from compressor.run.recipe import Recipe, Stage
+
+PROCESS_BYTES = 600_000_000  # interpreter, torch, transformers: resident before the first tensor
+DEFAULT_SEQLEN = 2048
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run as foreseen.
+
+    Attributes:
+        device, dtype: where and in which precision it computes.
+        seqlen, eval_seqlen: tokens in a calibration and in an evaluation window.
+        targets: for each stage, the linears it touches.
+        specs: predicted manifest entries of the packed linears.
+        layouts: predicted contents of every output shard, the outer tensors first.
+        violations: rules that the recipe breaks on this model; a run is refused.
+    """
+
+    skeleton: Skeleton
+    recipe: Recipe
+    device: torch.device
+    dtype: torch.dtype
+    seqlen: int
+    eval_seqlen: int
+    targets: tuple[tuple[Linear, ...], ...]
+    specs: dict[str, dict[str, Any]]
+    layouts: list[Layout]
+    violations: tuple[str, ...]
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all output tensors."""
+        return sum(prod(shape) * dtype.itemsize for layout in self.layouts for dtype, shape in layout.values())
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the output's weight files, headers included."""
+        return self.tensor_bytes + container_bytes(self.layouts)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all hidden states that travel through the blocks."""
+        width = self.skeleton.config.get_text_config().hidden_size * self.dtype.itemsize
+        calibration = self.recipe.calibration.nsamples * self.seqlen * sum(s.needs_data for s in self.recipe.stages)
+        evaluation = self.recipe.evaluation
+        tracks = 0 if evaluation.texts == ("none",) else 2 + evaluation.baseline
+        return width * (calibration + tracks * max(1, len(evaluation.texts)) * evaluation.windows * self.eval_seqlen)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated peak of the process: embeddings, up to three copies of a block, states, Hessians of one block."""
+        itemsize = self.dtype.itemsize
+        outer = sum(prod(self.skeleton.stored(name)[1]) for name in self.skeleton.outer_tensors()) * itemsize
+        blocks = range(len(self.skeleton.block_names))
+        block = max(sum(prod(self.skeleton.stored(n)[1]) for n in self.skeleton.block_tensors(b)) for b in blocks)
+        hessians = max(_hessian_bytes([x for x in self.skeleton.linears if x.block == b]) for b in blocks)
+        widest = max(max(linear.shape) for linear in self.skeleton.linears)
+        activations = 6 * TOKENS_PER_BATCH * widest * itemsize
+        largest = max(prod(linear.shape) for linear in self.skeleton.linears)
+        solver = 6 * 4 * largest if self.recipe.stages else 0
+        data = hessians if self.recipe.needs_data else 0
+        return (
+            PROCESS_BYTES + outer + block * (itemsize + 4) + self.state_bytes + data + activations + solver
+        )
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes needed on disk while running: the output twice where shards are joined, and the states twice."""
+        from compressor.engine.output import ONE_FILE
+
+        joined = 2 if self.tensor_bytes <= ONE_FILE else 1
+        return joined * self.output_bytes + 2 * self.state_bytes + 50_000_000
+
+    def refuse(self) -> None:
+        """Raise the first violation.
+
+        Raises:
+            UserError: see ``violations``.
+        """
+        if self.violations:
+            more = f" (and {len(self.violations) - 1} more; see compressor plan)" if len(self.violations) > 1 else ""
+            raise UserError(self.violations[0] + more)
+
+
+def _hessian_bytes(linears: list[Linear]) -> int:
+    """Bytes of the Hessians of one block, with q,k,v and gate,up sharing theirs, and of one factor."""
+    groups = {(re.sub(r"(gate|up|q|k|v)_proj$", "", linear.name), linear.shape[1]) for linear in linears}
+    sizes = [4 * n * n for _, n in groups]
+    return sum(sizes) + 2 * max(sizes, default=0)
+
+
+def choose_device(name: str) -> torch.device:
+    """Resolve ``auto``, and refuse a device that is not there.
+
+    Raises:
+        UserError: unknown or absent device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {name!r} is not available here", fix="--device cpu") from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """Resolve ``auto``: float32 on CPUs (half precision is slow and coarse there), the checkpoint's own elsewhere."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    return torch.float32 if device.type == "cpu" else stored
+
+
+def context_length(config: Any) -> int | None:
+    """Longest context the configuration speaks of, or ``None``."""
+    text = config.get_text_config()
+    for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        if isinstance(value := getattr(text, key, None), int) and value > 0:
+            return value
+    return None
+
+
+def choose_seqlen(asked: int | None, config: Any, flag: str) -> int:
+    """Resolve a window length against the model's context.
+
+    Raises:
+        UserError: the model's context is shorter than what was asked for.
+    """
+    context = context_length(config)
+    if asked is None:
+        return min(DEFAULT_SEQLEN, context or DEFAULT_SEQLEN)
+    if context is not None and asked > context:
+        raise UserError(f"windows of {asked} tokens do not fit the model's context of {context}", fix=f"{flag} {context}")
+    return asked
+
+
+def selects(settings: Any, name: str) -> bool:
+    """Whether include/exclude patterns let a module through; they are searched anywhere in its name."""
+    included = not settings.include or any(re.search(pattern, name) for pattern in settings.include)
+    return included and not any(re.search(pattern, name) for pattern in settings.exclude)
+
+
+def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Plan:
+    """Foresee a run.
+
+    Raises:
+        UserError: a device that is not there, windows too long, or filters that leave nothing to do.
+    """
+    device = choose_device(recipe.device)
+    stored = skeleton.linears[0].dtype
+    targets = tuple(_targets(stage, number, skeleton) for number, stage in enumerate(recipe.stages, 1))
+    specs: dict[str, dict[str, Any]] = {}
+    violations: list[str] = []
+    for stage, linears in zip(recipe.stages, targets, strict=True):
+        for linear in linears:
+            violations += _violations(stage, linear, skeleton)
+            specs[linear.name] = predicted_spec(stage, linear)
+    specs = {**{name: spec for name, spec in skeleton.packed.items() if recipe.save == "packed"}, **specs}
+    seqlen = choose_seqlen(recipe.calibration.seqlen, skeleton.config, "--seqlen")
+    asked = recipe.evaluation.seqlen or recipe.calibration.seqlen
+    return Plan(
+        skeleton=skeleton,
+        recipe=recipe,
+        device=device,
+        dtype=choose_dtype(recipe.dtype, device, stored),
+        seqlen=seqlen,
+        eval_seqlen=choose_seqlen(asked, skeleton.config, "--eval-seqlen"),
+        targets=targets,
+        specs=specs if recipe.save == "packed" else {},
+        layouts=predict_layouts(skeleton, recipe, specs),
+        violations=tuple(dict.fromkeys(violations)),
+    )
+
+
+def _targets(stage: Stage, number: int, skeleton: Skeleton) -> tuple[Linear, ...]:
+    chosen = tuple(linear for linear in skeleton.linears if selects(stage.settings, linear.name))
+    if not chosen:
+        example = skeleton.linears[0].name
+        raise UserError(
+            f"stage {number}: --include/--exclude leave none of the {len(skeleton.linears)} linears (such as {example})",
+            fix="mend the regular expressions",
+        )
+    return chosen
+
+
+def _violations(stage: Stage, linear: Linear, skeleton: Skeleton) -> list[str]:
+    found = []
+    n = linear.shape[1]
+    if (group := stage.settings.group) is not None and n % group[1]:
+        found.append(
+            f"pattern {stage.settings.pattern} does not divide the {n} inputs of {linear.kind}; "
+            f"choose an M that divides {n}, or --exclude '{linear.kind.replace('.', chr(92) + '.')}'"
+        )
+    packed = skeleton.packed.get(linear.name)
+    if packed is not None and packed["format"] == "sparse-int":
+        found.append(f"{linear.name} is already quantized (sparse-int) and cannot be pruned; start from its source")
+    return found
+
+
+def predicted_spec(stage: Stage, linear: Linear) -> dict[str, Any]:
+    """Manifest entry of a linear after a stage, from shapes alone."""
+    m, n = linear.shape
+    common = {"shape": [m, n], "dtype": dtype_name(linear.dtype)}
+    settings = stage.settings
+    if settings.group is not None:
+        kept, group = settings.group
+        nnz = m * n // group * kept
+        sparse = [{"format": "nm", **common, "n": kept, "m": group}] if n % group == 0 else []
+    else:
+        nnz = m * n - count(settings.sparsity or 0.0, m * n)
+        sparse = []
+    if (bits := getattr(settings, "bits", None)) is not None:
+        return {"format": "sparse-int", **common, "nnz": nnz, "bits": bits}
+    candidates = [{"format": "dense", **common}, {"format": "bitmask", **common, "nnz": nnz}, *sparse]
+    return min(candidates, key=nbytes)
+
+
+def predict_layouts(skeleton: Skeleton, recipe: Recipe, specs: dict[str, dict[str, Any]]) -> list[Layout]:
+    """Contents of every output shard: the outer tensors, then block by block."""
+    if recipe.save == "dense":
+        return dense_layouts(skeleton)
+    layouts = [outer_layout(skeleton, lambda name: name)]
+    for block in range(len(skeleton.block_names)):
+        layout: Layout = {}
+        for name in skeleton.block_tensors(block):
+            module = name.removesuffix(".weight")
+            if module in specs:
+                for part, (shape, dtype) in format_of(specs[module]).layout(specs[module]).items():
+                    layout[tensor_name(module, part)] = (dtype, shape)
+            else:
+                layout[name] = skeleton.stored(name)
+        layouts.append(layout)
+    return layouts
+
+
+def outer_layout(skeleton: Skeleton, rename: Callable[[str], str]) -> Layout:
+    """Contents of the shard with everything outside the blocks, tensors carried over included."""
+    layout: Layout = {rename(name): skeleton.stored(name) for name in skeleton.outer_tensors()}
+    for name in skeleton.extra:
+        entry = skeleton.checkpoint.tensors[name]
+        layout[name] = (entry.dtype, entry.shape)
+    return layout
+
+
+def dense_layouts(skeleton: Skeleton) -> list[Layout]:
+    """Contents of the shards of a plain checkpoint, under the names and shapes of the source."""
+    layouts = [outer_layout(skeleton, skeleton.source_name)]
+    for block in range(len(skeleton.block_names)):
+        layout: Layout = {}
+        for name in skeleton.block_tensors(block):
+            layout[skeleton.source_name(name)] = skeleton.source_layout(name)
+        layouts.append(layout)
+    return layouts

@@ -1,0 +1,211 @@
+"""Recipes: what is to be done to a model, checked to the last key before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compressor.calibration.folders import data_folder
+from compressor.errors import UserError, nearest
+from compressor.methods import METHODS, Method, needs_data
+from compressor.methods.settings import PruneSettings
+
+STAGES = ("prune",)
+
+
+class CalibrationSettings(BaseModel):
+    """Which text the statistics are gathered on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: tuple[str, ...] = Field(
+        (), description="named set, file, or 'self'; several are mixed by weight (default: c4; embedded for 'embedded')"
+    )
+    nsamples: int = Field(128, ge=1, description="number of token windows")
+    seqlen: int | None = Field(None, ge=2, description="tokens in a window (default: 2048, or the model's context)")
+    seed: int = Field(0, ge=0, description="seed of everything that is drawn")
+
+
+class EvaluationSettings(BaseModel):
+    """Which text the result is judged on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    texts: tuple[str, ...] = Field(
+        (), description="named text or file to evaluate on (default: one that was not calibrated on); 'none' for none"
+    )
+    windows: int = Field(32, ge=1, description="token windows evaluated of each text")
+    seqlen: int | None = Field(None, ge=2, description="tokens in an evaluation window (default: as calibration)")
+    baseline: bool = Field(True, description="set plain rounding of the same bytes beside the result")
+
+
+class Stage(BaseModel):
+    """One transformation: a method of a kind, and its settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    kind: str
+    name: str
+    settings: PruneSettings
+
+    @property
+    def method(self) -> Method:
+        """The method's entry in the table."""
+        return METHODS[self.name]
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration inputs are needed: by the method, its refit or its allocation."""
+        return needs_data(self.name, self.settings)
+
+
+class Recipe(BaseModel):
+    """A whole run but for the model and the place of the output."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("", description="name of the recipe, for reports")
+    description: str = Field("", description="what it is for")
+    stages: tuple[Stage, ...] = Field(description="transformations, in order")
+    calibration: CalibrationSettings = CalibrationSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    save: Literal["packed", "dense"] = Field("packed", description="packed: small; dense: plain zeros, for any runtime")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="compute precision (auto: float32 on CPUs, the checkpoint's own elsewhere)"
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:1, ... (auto: an accelerator when there is one)")
+    verify: bool = Field(True, description="let a fresh process reload the result and reproduce its logits")
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether any stage needs calibration inputs."""
+        return any(stage.needs_data for stage in self.stages)
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain data with every default filled in, in the shape of a recipe file."""
+        content = self.model_dump(mode="json", exclude={"stages"})
+        stages = [
+            {stage.kind: {"method": stage.name, **stage.settings.model_dump(mode="json")}} for stage in self.stages
+        ]
+        return {"name": content.pop("name"), "description": content.pop("description"), "stages": stages, **content}
+
+
+def make_stage(kind: str, content: Mapping[str, Any]) -> Stage:
+    """Build a stage from plain data.
+
+    Raises:
+        UserError: unknown kind, method or key (with the nearest valid one), or a value out of range.
+    """
+    if kind not in STAGES:
+        raise UserError(f"unknown stage {kind!r}{nearest(kind, STAGES)}")
+    settings = dict(content)
+    name = settings.pop("method", None)
+    methods = [key for key, method in METHODS.items() if method.stage == kind]
+    if name is None:
+        raise UserError(f"a {kind} stage needs a method (known: {', '.join(methods)})", fix="--method NAME")
+    if name not in methods:
+        raise UserError(f"unknown {kind} method {name!r}{nearest(str(name), methods)}", fix="see --method")
+    return Stage(kind=kind, name=name, settings=validated(METHODS[name].settings, settings, f"{kind} {name}"))
+
+
+def validated(model: type[BaseModel], content: Mapping[str, Any], where: str) -> Any:
+    """Validate plain data, turning pydantic's complaints into one line with the nearest valid key."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {complaint(error, model)}") from error
+
+
+def complaint(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for the first thing wrong."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {path!r}{nearest(str(first['loc'][-1]), _keys(model, first['loc'][:-1]))}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {message} (got {first['input']!r})" if path else message
+
+
+def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)
+
+
+def make_recipe(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Build a recipe from plain data and check its chain.
+
+    Raises:
+        UserError: names the key, the nearest valid one, or the rule that the chain breaks.
+    """
+    content = dict(content)
+    listed = content.pop("stages", None)
+    if not isinstance(listed, list) or not listed:
+        raise UserError(f"{where}: expected 'stages', a list of transformations", fix="see recipes/ for examples")
+    stages = []
+    for number, entry in enumerate(listed, 1):
+        if not isinstance(entry, Mapping) or len(entry) != 1 or not isinstance(next(iter(entry.values())), Mapping):
+            raise UserError(f"{where}: stage {number} should look like '- prune: {{method: sparsegpt, sparsity: 0.5}}'")
+        kind, settings = next(iter(entry.items()))
+        stages.append(make_stage(str(kind), settings))
+    unknown = [key for key in content if key not in Recipe.model_fields]
+    if unknown:
+        raise UserError(f"{where}: unknown key {unknown[0]!r}{nearest(str(unknown[0]), Recipe.model_fields)}")
+    recipe: Recipe = validated(Recipe, {**content, "stages": tuple(stages)}, where)
+    check_chain(recipe.stages)
+    return recipe
+
+
+def check_chain(stages: tuple[Stage, ...]) -> None:
+    """Refuse chains that cannot work, with the reason.
+
+    Raises:
+        UserError: names the stage and the rule.
+    """
+    for number, (earlier, later) in enumerate(zip(stages, stages[1:], strict=False), 2):
+        if getattr(earlier.settings, "bits", None) is not None:
+            raise UserError(
+                f"stage {number} ({later.kind}) cannot follow {earlier.name} with bits={earlier.settings.bits}: "  # type: ignore[attr-defined]
+                "its codes are final",
+                fix="prune first, quantize last",
+            )
+        if later.settings.allocation == "owl":
+            raise UserError(
+                f"stage {number}: allocation owl looks at the whole model before it begins, so it must come first",
+                fix="run this stage as a command of its own on the output of the others",
+            )
+        before, after = earlier.settings.sparsity, later.settings.sparsity
+        if before is not None and after is not None and after <= before:
+            raise UserError(
+                f"stage {number} asks for sparsity {after}, stage {number - 1} already leaves {before}",
+                fix="sparsities along a chain must rise",
+            )
+
+
+def load_recipe(path: str) -> Recipe:
+    """Load a recipe file, or one of the ready ones by its name.
+
+    Raises:
+        UserError: no such file or name, no valid YAML, or anything :func:`make_recipe` refuses.
+    """
+    file = Path(path)
+    if not file.exists() and file.suffix not in (".yaml", ".yml"):
+        ready = {p.stem: p for p in data_folder("recipes").glob("*.yaml")}
+        if path not in ready:
+            raise UserError(f"no recipe {path!r}{nearest(path, ready)}", fix="give a YAML file or a ready recipe")
+        file = ready[path]
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read recipe {path}: {error}", fix="give a YAML file or a ready recipe") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} should hold a mapping with 'stages'", fix="see recipes/ for examples")
+    return make_recipe(content, file.name)

@@ -1,0 +1,300 @@
+"""The main path: a recipe and a model in, a verified compressed folder and its report out.
+
+Reads top to bottom: :func:`compress` opens and checks everything, then visits the decoder blocks one by one
+(:func:`_visit_block`), then measures, verifies, reports and publishes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import compressor
+from compressor.engine.checkpoint import Checkpoint, open_checkpoint, resolve_model
+from compressor.engine.forward import BlockRunner, Stream
+from compressor.engine.journal import Journal, exclusive, open_journal
+from compressor.engine.limits import available_memory
+from compressor.engine.observe import observe
+from compressor.engine.output import check_disk, check_output, finish_shards, publish, working_folder
+from compressor.engine.skeleton import Linear, Skeleton, build_skeleton
+from compressor.errors import UserError
+from compressor.report.schema import Report
+from compressor.run import finish, write
+from compressor.run.allocate import survey
+from compressor.run.baseline import baseline_weight
+from compressor.run.inputs import Inputs, load_inputs, probe_ids
+from compressor.run.plan import Plan, make_plan
+from compressor.run.progress import Voice, quiet
+from compressor.run.recipe import Recipe
+from compressor.run.transform import BlockWork, apply_stage, open_block, pack_block
+from compressor.run.verify import Verifier
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides how a run behaves, but not the bytes of its output."""
+
+    output: Path
+    fresh: bool = False
+    overwrite: bool = False
+    trust_remote_code: bool = False
+    revision: str | None = None
+    command: str = ""
+
+
+@dataclass
+class Run:
+    """Everything a run holds while it streams."""
+
+    recipe: Recipe
+    options: Options
+    source: str
+    skeleton: Skeleton
+    plan: Plan
+    inputs: Inputs
+    runner: BlockRunner
+    journal: Journal
+    voice: Voice
+    streams: dict[str, Stream] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    resumed_blocks: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where the future output is being written."""
+        return self.journal.folder / "model"
+
+    @property
+    def blocks(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.skeleton.block_names)
+
+    def timed(self, what: str, since: float) -> None:
+        """Add the time since ``since`` (``time.perf_counter()``) to an entry of the report."""
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - since
+
+
+def foresee(
+    recipe: Recipe, model: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> tuple[Checkpoint, Plan]:
+    """Open a model's headers and plan a recipe on it. Reads no weights.
+
+    Raises:
+        UserError: anything wrong with the model folder, or with the recipe on this model.
+    """
+    checkpoint = open_checkpoint(resolve_model(model, revision=revision))
+    skeleton = build_skeleton(checkpoint, trust_remote_code=trust_remote_code)
+    return checkpoint, make_plan(checkpoint, skeleton, recipe)
+
+
+@torch.no_grad()
+def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None = None) -> Report:
+    """Carry out a recipe on a model.
+
+    Args:
+        recipe: what to do.
+        model: local folder, hub id, or ``embedded``.
+        options: output folder and run-time choices.
+        voice: how to speak; silent by default.
+
+    Returns:
+        The report, as written to ``report.json`` in the output folder.
+
+    Raises:
+        UserError: anything the user can mend; the input is untouched and no output folder exists.
+    """
+    voice = voice or quiet()
+    began, started = time.perf_counter(), finish.utc_now()
+    checkpoint, plan = foresee(
+        recipe, model, trust_remote_code=options.trust_remote_code, revision=options.revision
+    )
+    plan.refuse()
+    check_output(options.output, checkpoint.folder, overwrite=options.overwrite)
+    work = working_folder(options.output)
+    if options.fresh and work.exists():
+        shutil.rmtree(work)
+    check_disk(options.output, plan.disk_bytes)
+    warnings = _memory_warning(plan)
+    inputs = load_inputs(plan, model, options.trust_remote_code, voice)
+    (work / "model").mkdir(parents=True, exist_ok=True)
+    with exclusive(work):
+        digest = _read_through(checkpoint, voice)
+        journal = open_journal(work, _fingerprint(recipe, digest, inputs, plan))
+        runner = BlockRunner(plan.skeleton, device=plan.device, dtype=plan.dtype)
+        run = Run(recipe, options, model, plan.skeleton, plan, inputs, runner, journal, voice)
+        run.timed("reading and checking the input", began)
+        _prepare(run)
+        verifier = Verifier(recipe, run.folder, plan) if recipe.verify else None
+        try:
+            with voice.progress(run.blocks, done=len(journal.blocks)) as ticker:
+                for block in range(len(journal.blocks), run.blocks):
+                    ticker.now(f"block {block + 1}")
+                    journal.finish_block(_visit_block(run, block), _states(run))
+                    ticker.advance()
+            report = _finish(run, verifier, started, began, warnings)
+        finally:
+            if verifier is not None:
+                verifier.stop()
+    publish(run.folder, options.output)
+    shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def _memory_warning(plan: Plan) -> list[str]:
+    free = available_memory()
+    if plan.memory_bytes <= free:
+        return []
+    return [
+        f"the run may need {plan.memory_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: "
+        "lower --nsamples, --seqlen or --eval-windows if it runs out"
+    ]
+
+
+def _read_through(checkpoint: Checkpoint, voice: Voice) -> str:
+    """Read every tensor once: refuse NaN before the work, and know the input well enough to resume on it."""
+    with voice.progress(checkpoint.nbytes) as ticker:
+        ticker.now("checking the input")
+        for name, size, result in checkpoint.digest():
+            if not name:
+                return str(result)
+            if result is not None:
+                raise UserError(f"tensor {name!r} {result}", fix="start from a sound checkpoint")
+            ticker.advance(size)
+    raise AssertionError("a digest ends with its hash")
+
+
+def _fingerprint(recipe: Recipe, digest: str, inputs: Inputs, plan: Plan) -> dict[str, Any]:
+    """Everything that decides the bytes of the output."""
+    resolved = recipe.resolved()
+    return {
+        "compressor": compressor.__version__,
+        "input": digest,
+        "recipe": {"stages": resolved["stages"], "save": recipe.save},
+        "evaluation": [text.sha256 for text in inputs.texts.texts] if inputs.texts else [],
+        "baseline": recipe.evaluation.baseline,
+        "calibration": inputs.calibration.sha256 if inputs.calibration else None,
+        "device": plan.device.type,
+        "dtype": str(plan.dtype),
+        "torch": torch.__version__,
+    }
+
+
+def _prepare(run: Run) -> None:
+    """Load what stays resident, write the outer tensors, survey where an allocation wants it, start the streams."""
+    since = time.perf_counter()
+    run.runner.load_outer()
+    if "outer" not in run.journal.facts:
+        write.write_outer(run.folder, run.plan)
+        run.journal.facts["outer"] = True
+        run.journal.write()
+    if "sparsities" not in run.journal.facts:
+        run.journal.facts["sparsities"] = [survey(run, number) for number in range(len(run.recipe.stages))]
+        run.journal.write()
+    run.streams = start_streams(run)
+    if run.journal.blocks:
+        run.resumed_blocks = len(run.journal.blocks)
+        run.voice.say(f"resuming after block {run.resumed_blocks} of {run.blocks}")
+        for name, states in run.journal.load_states().items():
+            run.streams[name].states = states
+    run.timed("embedding the token windows", since)
+
+
+def start_streams(run: Run) -> dict[str, Stream]:
+    """One stream of calibration windows for each stage that needs one, one of evaluation windows for each model."""
+    streams = {}
+    if run.inputs.calibration is not None:
+        first = run.runner.start(run.inputs.calibration.ids)
+        for number, stage in enumerate(run.recipe.stages):
+            if stage.needs_data:
+                streams[f"stage {number}"] = first.copy()
+    if run.inputs.texts is not None:
+        first = run.runner.start(run.inputs.texts.ids)
+        for who in ("dense", "compressed", *(["baseline"] if run.recipe.evaluation.baseline else [])):
+            streams[who] = first.copy()
+    streams["probe"] = run.runner.start(probe_ids(run.inputs, run.skeleton.config))
+    return streams
+
+
+def _states(run: Run) -> dict[str, Tensor]:
+    return {name: stream.states for name, stream in run.streams.items()}
+
+
+def _visit_block(run: Run, block: int) -> dict[str, Any]:
+    """Transform one block by every stage, send every stream through its version of it, write it, and let it go."""
+    since = time.perf_counter()
+    linears = [linear for linear in run.skeleton.linears if linear.block == block]
+    run.runner.load_block(block)
+    work = open_block(run.skeleton, linears)
+    if "dense" in run.streams:
+        run.runner.step(block, run.streams["dense"])
+        run.timed("evaluating", since)
+    experts: list[dict[str, Any]] = []
+    for number, stage in enumerate(run.recipe.stages):
+        chosen = [linear for linear in linears if linear in run.plan.targets[number]]
+        stream = run.streams.get(f"stage {number}")
+        seen, since = None, time.perf_counter()
+        if stream is not None and chosen:
+            seen = observe(run.runner, block, chosen, stream)
+            experts = finish.expert_tokens(chosen, seen)
+        run.timed("gathering statistics", since)
+        since = time.perf_counter()
+        sparsity = run.journal.facts["sparsities"][number]
+        total = stream.ids.numel() if stream is not None else 0
+        apply_stage(stage, chosen, work, seen, sparsity[block] if sparsity else None, run.runner, total)
+        run.timed("solving", since)
+        since = time.perf_counter()
+        if stream is not None and block < run.blocks - 1:
+            run.runner.step(block, stream)
+        run.timed("passing on calibration states", since)
+    since = time.perf_counter()
+    for name in ("compressed", "probe"):
+        if name in run.streams:
+            run.runner.step(block, run.streams[name])
+    baseline = _baseline(run, block, linears, work)
+    run.timed("evaluating", since)
+    since = time.perf_counter()
+    specs, parts = pack_block(work, linears)
+    write.write_block(run.folder, run.plan, block, specs, parts, work)
+    run.runner.release_block(block)
+    run.timed("packing and writing", since)
+    return {"specs": specs, "layers": list(work.layers.values()), "baseline": baseline, "experts": experts}
+
+
+def _baseline(run: Run, block: int, linears: list[Linear], work: BlockWork) -> dict[str, Any] | None:
+    """Send the baseline's stream through plain roundings of the same size."""
+    if "baseline" not in run.streams:
+        return None
+    facts = {}
+    for linear in linears:
+        weight, facts[linear.name] = baseline_weight(work, linear)
+        run.runner.set_weight(f"{linear.name}.weight", weight.T if linear.transposed else weight)
+    run.runner.step(block, run.streams["baseline"])
+    return facts
+
+
+def _finish(run: Run, verifier: Verifier | None, started: str, began: float, warnings: list[str]) -> Report:
+    """Make the folder complete, measure, verify in a fresh process, and write the report."""
+    since = time.perf_counter()
+    specs = {name: spec for record in run.journal.blocks for name, spec in record["specs"].items()}
+    finish_shards(run.folder, run.blocks + 1)
+    write.write_companions(run.folder, run.plan, specs)
+    run.timed("packing and writing", since)
+    verification = None
+    if verifier is not None:
+        run.voice.detail("reloading the result in a fresh process")
+        since = time.perf_counter()
+        verification = verifier.check(run.streams["probe"].ids, run.runner.logits(run.streams["probe"], slice(0, 1)))
+        run.timed("verifying in a fresh process", since)
+    since = time.perf_counter()
+    evaluation = finish.evaluate(run)
+    run.timed("evaluating", since)
+    report = finish.make_report(run, specs, evaluation, verification, started, warnings)
+    report.tool.seconds = time.perf_counter() - began
+    finish.write(report, run)
+    return report

@@ -1,0 +1,173 @@
+"""One stage on one block: solve every linear, keep the representation for the next stage, record what happened."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.engine.forward import BlockRunner
+from compressor.engine.observe import Observation
+from compressor.engine.skeleton import Linear, Skeleton
+from compressor.formats import Dense, Masked, Representation, SparseInt, nbytes, pack
+from compressor.methods import FactorizationError, Pruned, solve
+from compressor.methods.quadratic import layer_error
+from compressor.methods.statistics import InputStatistics
+from compressor.run.recipe import Stage
+
+# An expert that fewer tokens reached than this has no usable Hessian (share of the calibration tokens; and an absolute floor).
+STARVED_SHARE = 0.005
+STARVED_TOKENS = 32
+
+
+@dataclass
+class BlockWork:
+    """A block under transformation.
+
+    Attributes:
+        weights: linear name -> its current representation, values in the stored dtype, (out, in).
+        originals: linear name -> dense weight of the source (out, in), stored dtype.
+        layers: linear name -> what the report will say of it.
+    """
+
+    weights: dict[str, Representation] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def open_block(skeleton: Skeleton, linears: list[Linear]) -> BlockWork:
+    """Read the linears of a block in the form in which the source holds them."""
+    work = BlockWork()
+    for linear in linears:
+        if linear.name in skeleton.packed:
+            representation = skeleton.representation(linear.name)
+        else:
+            weight = skeleton.read(f"{linear.name}.weight")
+            representation = Dense(weight.T.contiguous() if linear.transposed else weight)
+        work.weights[linear.name] = representation
+        work.originals[linear.name] = representation.dense()
+        work.layers[linear.name] = _kept(linear, representation, packed=linear.name in skeleton.packed)
+    return work
+
+
+def _kept(linear: Linear, representation: Representation, *, packed: bool) -> dict[str, Any]:
+    size = nbytes(representation.spec(linear.dtype))
+    return {
+        "name": linear.name,
+        "block": linear.block,
+        "kind": linear.kind,
+        "shape": list(linear.shape),
+        "method": "kept",
+        "format": representation.spec(linear.dtype)["format"] if packed else str(linear.dtype).removeprefix("torch."),
+        "sparsity": 0.0,
+        "bits_per_weight": 8 * size / (linear.shape[0] * linear.shape[1]),
+        "bytes": size,
+    }
+
+
+def apply_stage(
+    stage: Stage,
+    linears: list[Linear],
+    work: BlockWork,
+    seen: Observation | None,
+    sparsity: float | None,
+    runner: BlockRunner,
+    total_tokens: int,
+) -> None:
+    """Solve ``linears`` with one stage, update ``work``, and put the new weights into the loaded block.
+
+    Args:
+        seen: statistics of the inputs, or ``None`` for a data-free stage.
+        sparsity: of this block, where an allocation decided it.
+        total_tokens: calibration tokens in all, against which starved experts are told.
+    """
+    for linear in linears:
+        began = time.perf_counter()
+        statistics, fallback = _usable(linear, seen, total_tokens)
+        before = work.weights[linear.name]
+        weight = before.dense().to(runner.device, torch.float32)
+        frozen = ~before.mask.to(runner.device) if isinstance(before, Masked) else None
+        pruned, fallback = _solve(stage, weight, statistics, fallback, sparsity, frozen)
+        after = _representation(pruned, stage, linear.dtype)
+        work.weights[linear.name] = after
+        value = after.dense()
+        runner.set_weight(f"{linear.name}.weight", value.T if linear.transposed else value)
+        error = None
+        if statistics is not None:
+            original = work.originals[linear.name].to(runner.device, torch.float32)
+            error = layer_error(original, value.to(runner.device, torch.float32), statistics.hessian)[1]
+        spec = after.spec(linear.dtype)
+        notes, rungs = list(pruned.notes), []
+        if statistics is not None and stage.method.needs_data and fallback is None:
+            rungs = list(_rungs(statistics))
+        if seen is not None and seen.calls[linear.name] > 1:
+            notes.append(f"called {seen.calls[linear.name]} times in one forward pass; all inputs were counted")
+        if seen is not None and seen.bad_tokens[linear.name]:
+            notes.append(f"{seen.bad_tokens[linear.name]} input rows with NaN or infinite values were left out")
+        work.layers[linear.name] |= {
+            "method": stage.name,
+            "format": spec["format"],
+            "sparsity": float((value == 0).sum()) / value.numel(),
+            "bits_per_weight": 8 * nbytes(spec) / value.numel(),
+            "bytes": nbytes(spec),
+            "relative_error": error,
+            "tokens": statistics.tokens if statistics is not None else (0 if fallback else None),
+            "seconds": work.layers[linear.name].get("seconds", 0.0) + time.perf_counter() - began,
+            "notes": work.layers[linear.name].get("notes", []) + notes,
+            "rungs": rungs,
+            "fallback": fallback,
+        }
+
+
+def _rungs(statistics: InputStatistics) -> tuple[str, ...]:
+    """What the factorizations of these statistics had to try beyond the ordinary attempt."""
+    return tuple(dict.fromkeys(rung for factor in statistics._factors.values() for rung in factor.rungs))
+
+
+def _usable(linear: Linear, seen: Observation | None, total: int) -> tuple[InputStatistics | None, str | None]:
+    if seen is None:
+        return None, None
+    statistics = seen.statistics.pop(linear.name)  # the last user lets go of Hessian and factor
+    if ".experts." in linear.name and statistics.tokens < max(STARVED_TOKENS, STARVED_SHARE * total):
+        return None, f"only {statistics.tokens} of {total} calibration tokens reached this expert: pruned by magnitude"
+    if statistics.tokens == 0:
+        return None, "no calibration token reached this layer: pruned by magnitude"
+    return statistics, None
+
+
+def _solve(
+    stage: Stage,
+    weight: Tensor,
+    statistics: InputStatistics | None,
+    fallback: str | None,
+    sparsity: float | None,
+    frozen: Tensor | None,
+) -> tuple[Pruned, str | None]:
+    try:
+        return solve(stage.name, weight, statistics, stage.settings, sparsity, frozen), fallback
+    except FactorizationError as error:
+        return solve(stage.name, weight, None, stage.settings, sparsity, frozen), f"{error}: pruned by magnitude"
+
+
+def _representation(pruned: Pruned, stage: Stage, dtype: torch.dtype) -> Representation:
+    mask = pruned.mask.cpu()
+    if pruned.codes is not None:
+        grid = pruned.codes
+        return SparseInt(grid.codes.cpu(), grid.scale.to(torch.float16).cpu(), grid.zero.cpu(), mask, grid.bits)
+    return Masked(pruned.weight.to(dtype).cpu(), mask, stage.settings.group)
+
+
+def pack_block(work: BlockWork, linears: list[Linear]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Tensor]]]:
+    """Store every linear that is more than a dense matrix: manifest entries, and parts, by linear name."""
+    specs: dict[str, dict[str, Any]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for linear in linears:
+        representation = work.weights[linear.name]
+        if not isinstance(representation, Dense):
+            specs[linear.name], parts[linear.name] = pack(representation, linear.dtype)
+    return specs, parts
+
+

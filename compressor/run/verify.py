@@ -1,0 +1,128 @@
+"""A fresh process loads the written folder and must reproduce the logits of the run.
+
+The process is started while the last blocks are still being worked on, so that its imports cost no time; it waits for the
+folder on its standard input. Usage: ``python -m compressor.run.verify``, one JSON request on stdin, one answer on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.engine.limits import available_memory
+from compressor.errors import UserError
+from compressor.report.schema import Verification
+from compressor.run.plan import PROCESS_BYTES, Plan
+from compressor.run.recipe import Recipe
+
+# Largest difference of a logit allowed, relative to the largest logit: another order of sums, nothing more.
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+class Verifier:
+    """Holds the waiting process."""
+
+    def __init__(self, recipe: Recipe, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.route = "import compressor" if recipe.save == "packed" else "stock transformers"
+        command = [sys.executable, "-m", "compressor.run.verify"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def check(self, ids: Tensor, logits: Tensor) -> Verification:
+        """Ask for the logits of ``ids`` (1, T) and compare them with ``logits`` (1, T, vocabulary) fp32.
+
+        Raises:
+            UserError: the folder does not load, or does something else; it is not published.
+        """
+        since = time.perf_counter()
+        dense = self.plan.skeleton.parameters() * self.plan.dtype.itemsize
+        whole = 2 * dense + PROCESS_BYTES < available_memory()
+        with tempfile.TemporaryDirectory() as scratch:
+            target = Path(scratch) / "logits.pt"
+            request = {
+                "folder": str(self.folder.resolve()),
+                "ids": ids.tolist(),
+                "dtype": str(self.plan.dtype).removeprefix("torch."),
+                "device": str(self.plan.device),
+                "whole": whole,
+                "target": str(target),
+            }
+            answer, _ = self.process.communicate(json.dumps(request) + "\n")
+            lines = answer.strip().splitlines()
+            problem = json.loads(lines[-1])["problem"] if lines else f"it ended with {self.process.returncode}"
+            if problem is not None:
+                raise UserError(
+                    f"a fresh process could not load the written model: {problem}",
+                    fix=f"the unfinished result is in {self.folder}; please report this",
+                )
+            again = torch.load(target, weights_only=True)
+        difference = float((again - logits.cpu()).abs().max())
+        allowed = TOLERANCE[self.plan.dtype] * float(logits.abs().max())
+        if not difference <= allowed:
+            raise UserError(
+                f"a fresh process computes other logits from the written model (largest difference {difference:.3g}, "
+                f"allowed {allowed:.3g})",
+                fix=f"the unfinished result is in {self.folder}; please report this",
+            )
+        return Verification(
+            passed=True,
+            mode="whole model" if whole else "block by block",
+            route=self.route,
+            max_abs_difference=difference,
+            tokens=ids.numel(),
+            seconds=time.perf_counter() - since,
+        )
+
+    def stop(self) -> None:
+        """End the process if it still waits."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@torch.no_grad()
+def recompute(request: dict[str, Any]) -> Tensor:
+    """Logits (1, T, vocabulary) fp32 of a folder, as a newcomer's process would compute them."""
+    from transformers import AutoModelForCausalLM
+
+    folder, dtype = Path(request["folder"]), getattr(torch, request["dtype"])
+    ids, device = torch.tensor(request["ids"]), torch.device(request["device"])
+    if request["whole"]:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+        return model(input_ids=ids.to(device), use_cache=False).logits.float().cpu()  # type: ignore[no-any-return]
+    from compressor.engine.checkpoint import open_checkpoint
+    from compressor.engine.forward import BlockRunner
+    from compressor.engine.skeleton import build_skeleton
+
+    runner = BlockRunner(build_skeleton(open_checkpoint(folder)), device=device, dtype=dtype)
+    runner.load_outer()
+    stream = runner.start(ids)
+    runner.run(stream)
+    return runner.logits(stream, slice(0, 1)).cpu()
+
+
+def _serve() -> None:
+    import transformers  # noqa: F401  # while the other process still works
+
+    line = sys.stdin.readline()
+    if not line.strip():
+        return
+    request, problem = json.loads(line), None
+    try:
+        torch.save(recompute(request), request["target"])
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    print(json.dumps({"problem": problem}), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,92 @@
+"""What goes into the output folder besides reports: shards, configuration, tokenizer, reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.engine.journal import write_atomically
+from compressor.engine.output import copy_companions, write_shard
+from compressor.engine.tensorfile import layout_of
+from compressor.formats import tensor_name
+from compressor.hf.reader import READER_NAME, packed_config, reader_source, source_config
+from compressor.run.plan import Plan
+from compressor.run.transform import BlockWork
+
+
+def write_outer(folder: Path, plan: Plan) -> None:
+    """Write the first shard: everything outside the blocks, and tensors the model does not know."""
+    skeleton = plan.skeleton
+    rename = skeleton.source_name if plan.recipe.save == "dense" else str
+    module_names = {rename(name): name for name in skeleton.outer_tensors()}
+
+    def read(name: str) -> Tensor:
+        return skeleton.read(module_names[name]) if name in module_names else skeleton.checkpoint.read(name)
+
+    write_shard(folder, 1, len(plan.layouts), plan.layouts[0], read)
+
+
+def write_block(
+    folder: Path,
+    plan: Plan,
+    block: int,
+    specs: dict[str, dict[str, Any]],
+    parts: dict[str, dict[str, Tensor]],
+    work: BlockWork,
+) -> None:
+    """Write the shard of a finished block, packed or dense."""
+    if plan.recipe.save == "dense":
+        tensors = _dense_tensors(plan, block, work)
+    else:
+        tensors = {
+            tensor_name(module, part): tensor for module in specs for part, tensor in parts[module].items()
+        }
+        for name in plan.skeleton.block_tensors(block):
+            if name.removesuffix(".weight") not in specs:
+                tensors[name] = plan.skeleton.read(name)
+    write_shard(folder, block + 2, len(plan.layouts), layout_of(tensors.items()), tensors.__getitem__)
+
+
+def _dense_tensors(plan: Plan, block: int, work: BlockWork) -> dict[str, Tensor]:
+    """Block tensors under the source's names; experts go back into the fused tensors they came from."""
+    skeleton = plan.skeleton
+    transposed = {linear.name for linear in skeleton.linears if linear.transposed}
+    tensors: dict[str, Tensor] = {}
+    for name in skeleton.block_tensors(block):
+        module = name.removesuffix(".weight")
+        if module in work.weights:
+            dtype = skeleton.stored(name)[0]
+            value = work.weights[module].dense().to(dtype)
+            value = value.T.contiguous() if module in transposed else value
+        else:
+            value = skeleton.read(name)
+        target, index = skeleton.source_name(name), skeleton.origins[name].index
+        if index:
+            dtype, shape = skeleton.source_layout(name)
+            tensors.setdefault(target, torch.empty(shape, dtype=dtype))[index] = value
+        else:
+            tensors[target] = value
+    return tensors
+
+
+def write_companions(folder: Path, plan: Plan, specs: dict[str, dict[str, Any]]) -> None:
+    """Write config.json, the recipe and, for packed folders, the reader; copy tokenizer and the rest unchanged."""
+    checkpoint = plan.skeleton.checkpoint
+    copy_companions(checkpoint.folder, folder)
+    config = checkpoint.config
+    plain = source_config(config) if config.get("model_type") == "compressor" else config
+    if plan.recipe.save == "packed":
+        write_atomically(folder / READER_NAME, reader_source())
+        config = packed_config(plain, specs)
+    else:
+        (folder / READER_NAME).unlink(missing_ok=True)
+        config = plain
+    write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    import yaml
+
+    recipe = yaml.safe_dump(plan.recipe.resolved(), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "recipe.yaml", recipe)

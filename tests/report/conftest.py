@@ -1,0 +1,144 @@
+"""A report in which every field is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from compressor.report.names import layer_kind
+from compressor.report.schema import (
+    Baseline,
+    Calibration,
+    Evaluation,
+    EvaluationRow,
+    Expert,
+    Layer,
+    LedgerRow,
+    Memory,
+    Model,
+    Report,
+    Resumed,
+    Size,
+    Timing,
+    Tool,
+    Verification,
+)
+
+
+def full_report(blocks: int = 3) -> Report:
+    """Every optional field is set, every list has an entry."""
+    names = [f"model.layers.{block}.{part}" for block in range(blocks) for part in ("self_attn.q_proj", "mlp.up_proj")]
+    layers = [
+        Layer(
+            name=name,
+            block=index // 2,
+            kind=layer_kind(name, index // 2),
+            shape=(384, 128),
+            method="sparsegpt",
+            format="bitmask",
+            sparsity=0.5 + 0.01 * index,
+            bits_per_weight=9.0,
+            bytes=55_296,
+            relative_error=0.01 * (index + 1),
+            tokens=4096,
+            seconds=0.25,
+            notes=["two inputs were always zero"] if index == 0 else [],
+            rungs=["damping 0.01 -> 0.1"] if index == 0 else [],
+            fallback="magnitude, no tokens" if index == 0 else None,
+        )
+        for index, name in enumerate(names)
+    ]
+    return Report(
+        tool=Tool(version="0.1.0", command="compressor prune toy -o out", started="2026-01-02T03:04:05Z", seconds=12.5),
+        model=Model(
+            source="toy",
+            model_type="llama",
+            architecture="LlamaForCausalLM",
+            blocks=blocks,
+            parameters=900_000,
+            linear_parameters=700_000,
+            dtype="bfloat16",
+            tied_embeddings=True,
+            vocabulary=512,
+        ),
+        recipe={"stages": [{"prune": {"method": "sparsegpt", "sparsity": 0.5}}]},
+        calibration=Calibration(
+            sources=[{"spec": "math.jsonl", "weight": 1.0}],
+            nsamples=32,
+            seqlen=128,
+            seed=7,
+            tokens=4096,
+            sha256="c0ffee" * 10,
+        ),
+        size=Size(
+            source_bytes=1_800_000,
+            output_bytes=941_400,
+            weights_bytes=940_000,
+            disk_bytes=990_000,
+            bits_per_weight_linears=9.0,
+            bits_per_weight_model=9.7,
+            source_bits_per_weight=16.0,
+            ledger=[
+                LedgerRow(
+                    group="compressed linears",
+                    format="bitmask",
+                    tensors=6,
+                    parameters=700_000,
+                    bytes=787_500,
+                    source_bytes=1_400_000,
+                    bits_per_weight=9.0,
+                    share=0.80,
+                ),
+                LedgerRow(group="container", format="headers", bytes=1_400, source_bytes=900, share=0.2),
+            ],
+        ),
+        layers=layers,
+        evaluation=[
+            Evaluation(
+                name="stories",
+                protocol={"seqlen": 256, "stride": 256, "bos": "none"},
+                text_sha256="aaaa1111",
+                tokens_sha256="bbbb2222",
+                windows=20,
+                tokens=5100,
+                in_domain=False,
+                in_domain_reason="calibrated on math",
+                rows=[
+                    EvaluationRow(who="dense", label="toy", perplexity=12.3, bits_per_byte=0.91),
+                    EvaluationRow(
+                        who="compressed",
+                        label="sparsegpt 50 %",
+                        perplexity=14.1,
+                        bits_per_byte=0.96,
+                        kl=0.081,
+                        top1=0.87,
+                        nll_per_window_stderr=0.02,
+                    ),
+                    EvaluationRow(who="baseline", label="rounding", perplexity=15.9, bits_per_byte=1.0, kl=0.2, top1=0.8),
+                ],
+            )
+        ],
+        baseline=Baseline(
+            label="8-bit round-to-nearest", bits_per_weight=8.25, bytes=930_000, verdict="Better than.", better=False
+        ),
+        verification=Verification(
+            passed=True, mode="whole model", route="import compressor", max_abs_difference=0.25, tokens=64, seconds=3.5
+        ),
+        timings=[Timing(what="solve", seconds=8.5)],
+        memory=Memory(peak_rss_bytes=700_000_000, peak_device_bytes=300_000_000, predicted_bytes=650_000_000),
+        versions={"torch": "2.13.0"},
+        machine={"cores": 2},
+        seeds={"calibration": 7},
+        threads=2,
+        resumed=Resumed(blocks=2, times=3),
+        experts=[Expert(module="model.layers.0.mlp", expert=5, tokens=17, fallback="magnitude for want of tokens")],
+        carried_over=["mtp.fc.weight"],
+        warnings=["the disk is nearly full"],
+        fallbacks=["layer 0 was pruned by magnitude"],
+    )
+
+
+@pytest.fixture
+def make_report() -> Callable[..., Report]:
+    return full_report

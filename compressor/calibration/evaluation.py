@@ -93,7 +93,7 @@ def load_evaluation(
     join = request.options.get("join", rule.join)
     length = seqlen - 1 if bos else seqlen
     step = stride or length
-    text = _stored(source, private, length) if is_pretokenized(source) else _read(source, private, rule, join, windows)
+    text = _stored(source, private, length) if is_pretokenized(source) else _read(source, private, rule, join)
     wanted = windows if windows is not None else rule.windows
     count = min(_available(len(text.ids), length, step), wanted or len(text.ids))
     if count < (windows or 1):
@@ -167,7 +167,7 @@ def _stored(source: SourceSpec, tokenizer: Tokenizer, length: int) -> _Stream:
     return _Stream(ids, None, None, digest)
 
 
-def _read(source: SourceSpec, tokenizer: Tokenizer, rule: EvaluationRule, join: str, windows: int | None) -> _Stream:
+def _read(source: SourceSpec, tokenizer: Tokenizer, rule: EvaluationRule, join: str) -> _Stream:
     if source.kind == "hub" and source.evaluation is None:
         raise UserError(
             f"{source.name!r} is a calibration set without an evaluation protocol", fix="give another --text"

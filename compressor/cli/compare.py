@@ -12,14 +12,16 @@ from rich.table import Table
 
 from compressor.cli.tables import add_row, json_text, new_table, printable, wide_console
 from compressor.report.comparison import Entry, Group, compare_texts, missing_commands, read_entries
-from compressor.report.html import plain
+from compressor.report.environment import plain
 from compressor.report.numbers import ABSENT, bytes_text, change, percent, significant
 
 LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
 
 
 def compare(
-    models: Annotated[list[Path], typer.Argument(help="Model folders or report.json files, two or more.")],
+    models: Annotated[
+        list[Path], typer.Argument(help="Model folders or report.json files, two or more.", metavar="MODEL...")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="For machines: one JSON object.")] = False,
 ) -> None:
     """Compare bytes, bits per weight, and quality where it was measured by the same protocol on the same tokens."""
@@ -38,7 +40,7 @@ def compare(
         for doubt in group.doubts:
             console.print(printable(f"  ! {doubt}"))
     for label, command in missing:
-        console.print(printable(f"  {label} has no measurements; this makes them: {command}"))
+        console.print(printable(f"  {label} was not measured; this measures it: {command}"))
 
 
 def size_table(entries: Sequence[Entry]) -> Table:

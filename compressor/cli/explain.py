@@ -17,7 +17,9 @@ from compressor.report.schema import LedgerRow
 
 
 def explain(
-    path: Annotated[Path, typer.Argument(help="A model folder: ours, a plain one, or another quantizer's.")],
+    path: Annotated[
+        Path, typer.Argument(help="A model folder: ours, a plain one, or another quantizer's.", metavar="PATH")
+    ],
     scan: Annotated[bool, typer.Option("--scan", help="Read the dense matrices and count their zeros.")] = False,
     every: Annotated[bool, typer.Option("--all", help="One line for every tensor, without folding blocks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: one JSON object, nothing folded.")] = False,

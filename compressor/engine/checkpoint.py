@@ -29,9 +29,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> Path:
     folder = Path(name).expanduser()
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         if not folder.exists():
-            raise UserError(
-                f"no model at {name!r}", fix="give a local folder, a hub id like 'org/name', or 'embedded'"
-            )
+            raise UserError(f"no model at {name!r}", fix="give a local folder, a hub id like 'org/name', or 'embedded'")
         if not folder.is_dir():
             raise UserError(f"{name!r} is a file, not a model folder", fix="give the folder that holds config.json")
         return folder.resolve()
@@ -83,7 +81,7 @@ class Checkpoint:
             tensor = self.read(name)
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             if tensor.numel():
-                total.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+                total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             finite = not tensor.is_floating_point() or tensor.dtype.itemsize == 1 or _all_finite(tensor)
             yield name, self.tensors[name].nbytes, None if finite else "holds NaN or infinite values"
         yield "", 0, total.hexdigest()
@@ -91,7 +89,7 @@ class Checkpoint:
 
 def _all_finite(tensor: Tensor) -> bool:
     flat = tensor.reshape(-1)
-    return all(bool(torch.isfinite(piece).all()) for piece in flat.split(1 << 24))
+    return all(bool(torch.isfinite(piece).all()) for piece in torch.split(flat, 1 << 24))
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -142,7 +140,9 @@ def _indexed_files(folder: Path, index: Path) -> list[Path]:
     files = []
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
-            raise UserError(f"{index.name} names a file outside the folder: {name!r}", fix="do not trust this checkpoint")
+            raise UserError(
+                f"{index.name} names a file outside the folder: {name!r}", fix="do not trust this checkpoint"
+            )
         if not (folder / name).is_file():
             raise UserError(f"shard {name} is missing from {folder}", fix="fetch the checkpoint again")
         files.append(folder / name)

@@ -1,8 +1,11 @@
 """Running a model one decoder block at a time, without knowing its architecture.
 
-The outer model (embeddings, masks, rotary tables) runs once with every block replaced by a recorder: that gives the first
-hidden states, and the arguments with which each block wants to be called. Afterwards each block is called on its own with
-exactly those arguments. At the end the outer model runs once more with the last hidden states put in place of the blocks'
+The outer model (embeddings, masks, rotary tables) runs once with every block replaced by a recorder: that gives the
+first
+hidden states, and the arguments with which each block wants to be called. Afterwards each block is called on its own
+with
+exactly those arguments. At the end the outer model runs once more with the last hidden states put in place of the
+blocks'
 work: that gives the logits.
 """
 
@@ -29,7 +32,7 @@ class BlockCall:
     kwargs: dict[str, Any]
 
 
-class _Stop(Exception):
+class _Stop(Exception):  # noqa: N818  # not an error
     """Leaves the outer model once the blocks have been reached."""
 
 

@@ -1,7 +1,8 @@
 """What a run has finished, so that the same command can go on after a crash and end with the same bytes.
 
 Order of events for a block: its shard is written and renamed, the hidden states behind it are written and renamed, then
-the journal names both. A kill between any two of these leaves the journal at the previous block, whose files still exist.
+the journal names both. A kill between any two of these leaves the journal at the previous block, whose files still
+exist.
 """
 
 from __future__ import annotations
@@ -86,9 +87,7 @@ def open_journal(folder: Path, fingerprint: dict[str, Any]) -> Journal:
         journal = Journal(folder, known, content["facts"], content["blocks"], content["interruptions"] + 1)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged", fix="--fresh starts over") from error
-    changed = sorted(
-        _changes(known, json.loads(json.dumps(fingerprint)))
-    )
+    changed = sorted(_changes(known, json.loads(json.dumps(fingerprint))))
     if changed:
         raise UserError(
             f"{folder.name} holds an interrupted run that differs: {'; '.join(changed)}",
@@ -137,7 +136,9 @@ def exclusive(folder: Path) -> Iterator[None]:
         except ImportError:
             pass  # no advisory locks on this system
         except OSError:
-            raise UserError(f"{folder} is in use by another run", fix="wait for it or choose another --output") from None
+            raise UserError(
+                f"{folder} is in use by another run", fix="wait for it or choose another --output"
+            ) from None
         yield
     with suppress(OSError):
         lock.unlink()

@@ -12,7 +12,7 @@ import torch
 
 def available_memory() -> int:
     """Bytes this process may still take: the least of free memory, its cgroup's and its address-space limit."""
-    limits = [psutil.virtual_memory().available]
+    limits = [int(psutil.virtual_memory().available)]
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

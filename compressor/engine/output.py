@@ -24,7 +24,9 @@ NOT_COMPANIONS = {"config.json", "report.json"}
 
 
 def working_folder(output: Path) -> Path:
-    """Where a run into ``output`` keeps its unfinished files: journal, hidden states, and ``model/``, the future output."""
+    """Where a run into ``output`` keeps its unfinished files: journal, hidden states, and ``model/``, the future
+    output.
+    """
     return output.with_name(output.name + ".partial")
 
 

@@ -222,7 +222,7 @@ def build_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False, c
     tied = _tied_names(model)
     stored = [name for name in model.state_dict() if name not in tied]
     packed = _manifest(checkpoint)
-    origins = _match(stored, model, checkpoint, packed)
+    origins = _match(stored, tied, model, checkpoint, packed)
     parts = {tensor_name(module, part) for module, spec in packed.items() for part in format_of(spec).layout(spec)}
     used = {origin.name for origin in origins.values()} | parts | _stored_twice(tied, model, checkpoint)
     extra = tuple(sorted(set(checkpoint.tensors) - used))
@@ -298,7 +298,9 @@ def _manifest(checkpoint: Checkpoint) -> dict[str, Spec]:
     return modules
 
 
-def _match(names: list[str], model: Any, checkpoint: Checkpoint, packed: dict[str, Spec]) -> dict[str, Origin]:
+def _match(
+    names: list[str], tied: dict[str, str], model: Any, checkpoint: Checkpoint, packed: dict[str, Spec]
+) -> dict[str, Origin]:
     prefix = getattr(model, "base_model_prefix", "")
     meta = model.state_dict()
     origins: dict[str, Origin] = {}
@@ -306,7 +308,8 @@ def _match(names: list[str], model: Any, checkpoint: Checkpoint, packed: dict[st
         if name.removesuffix(".weight") in packed:
             origins[name] = Origin(name.removesuffix(".weight"), packed=True)
             continue
-        origin = _find(name, prefix, checkpoint)
+        aliases = [name, *(alias for alias, first in tied.items() if first == name)]
+        origin = next((found for alias in aliases if (found := _find(alias, prefix, checkpoint))), None)
         if origin is None:
             raise UserError(
                 f"{checkpoint.folder.name} lacks the tensor {name!r} of shape {list(meta[name].shape)}",

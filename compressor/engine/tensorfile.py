@@ -115,7 +115,7 @@ def read_tensor(entry: TensorEntry) -> Tensor:
     if entry.nbytes:
         with entry.file.open("rb", buffering=0) as file:
             file.seek(entry.start)
-            view = memoryview(data.numpy())
+            view = data.numpy().data
             filled = 0
             while filled < entry.nbytes:
                 got = file.readinto(view[filled:])  # one call reads at most 2 GiB
@@ -169,7 +169,7 @@ def write_file(path: Path, layout: Layout, read: Callable[[str], Tensor]) -> int
             if tensor.dtype != dtype or tuple(tensor.shape) != shape:
                 raise ValueError(f"{name}: expected {dtype} {shape}, got {tensor.dtype} {tuple(tensor.shape)}")
             if tensor.numel():
-                file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()

@@ -13,12 +13,30 @@ from compressor.formats.parts import Spec, check_parts
 from compressor.formats.registry import format_of
 
 
+class UnpackedWeight(Tensor):
+    """A matrix read from a packed layer. It is a copy, so assigning to its ``data`` is an error, not without effect.
+
+    PEFT merges an adapter by ``layer.weight.data += delta``, which would be lost without a word.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # computing with it gives plain tensors
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        """The matrix as a plain tensor."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise RuntimeError("the weight of a packed layer cannot be written: call model.dequantize() first")
+
+
 class PackedLinear(nn.Linear):
     """``nn.Linear`` whose weight is held as the packed parts of a format, in buffers ``weight_<part>``.
 
-    ``weight`` reads as the unpacked matrix (out, in), a new tensor each time: writing into it changes nothing, so
-    adapters can be trained beside it but not merged into it. The parts keep their dtypes whatever ``.to(dtype)`` asks
-    for; that sets the dtype in which ``weight`` reads.
+    ``weight`` reads as the unpacked matrix (out, in), a new tensor each time, so adapters can be trained beside it but
+    not merged into it. The parts keep their dtypes whatever ``.to(dtype)`` asks for; that sets the dtype in which
+    ``weight`` reads.
     """
 
     def __init__(self, spec: Spec, *, bias: bool, dtype: torch.dtype, device: torch.device | str | None = None) -> None:
@@ -54,7 +72,10 @@ class PackedLinear(nn.Linear):
         with torch.no_grad():
             return format_of(self.spec).unpack(self.parts, self.spec).to(self.compute_dtype)
 
-    weight = property(unpacked)
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The matrix (out, in), unpacked anew for each reading."""
+        return self.unpacked().as_subclass(UnpackedWeight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""

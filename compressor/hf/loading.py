@@ -82,12 +82,22 @@ def packed_config_class(base_model_type: str) -> Any:
                     own["dtype"] = _most_common([spec["dtype"] for spec in manifest["modules"].values()])
             return super().from_dict({**own, "model_type": base.model_type}, **kwargs)
 
-        def to_dict(self) -> dict[str, Any]:
-            """Return what is written to config.json."""
-            own: dict[str, Any] = super().to_dict()
-            if own.get("quantization_config") is None:  # dequantized: an ordinary checkpoint
+        def to_diff_dict(self) -> dict[str, Any]:
+            """Return what is written to config.json; ``to_dict`` is the family's, as PEFT and others expect it.
+
+            The manifest is written without ``quant_method``: at an unknown one, ``LlamaForCausalLM.from_pretrained``
+            without our code fills the layers at random and warns; when there is none it stops with an error.
+            """
+            own: dict[str, Any] = super().to_diff_dict()
+            if (manifest := own.get("quantization_config")) is None:  # dequantized: an ordinary checkpoint
                 return own
-            return {**own, "model_type": "compressor", "base_model_type": base.model_type, "auto_map": dict(AUTO_MAP)}
+            manifest = {key: value for key, value in manifest.items() if key != "quant_method"}
+            ours = {"model_type": "compressor", "base_model_type": base.model_type, "auto_map": dict(AUTO_MAP)}
+            return {**own, **ours, "quantization_config": manifest}
+
+        def to_json_string(self, use_diff: bool = True) -> str:
+            """Return the text of config.json, whatever ``use_diff`` says."""
+            return str(super().to_json_string(use_diff=True))
 
     _rename(Config, base)
     if base in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -188,14 +198,6 @@ class CompressorQuantizationConfig(QuantizationConfigMixin):  # type: ignore[mis
         self.quant_method = "compressor"
         self.format_version = format_version
         self.modules = modules or {}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the manifest as it stands in config.json: without ``quant_method``.
-
-        With an unknown method ``LlamaForCausalLM.from_pretrained`` fills the layers at random and warns; without any it
-        stops with an error. :func:`packed_config_class` puts the method back when it reads the file.
-        """
-        return {"format_version": self.format_version, "modules": copy.deepcopy(self.modules)}
 
 
 class CompressorQuantizer(HfQuantizer):  # type: ignore[misc]

@@ -87,7 +87,7 @@ def packed_config(config: dict[str, Any], modules: dict[str, Spec]) -> dict[str,
 
     Returns:
         A new dict. Its ``quantization_config`` has no ``quant_method``, so that transformers without our code stops
-        with an error wherever it gets at the folder (see ``CompressorQuantizationConfig.to_dict``).
+        with an error wherever it gets at the folder (see ``to_diff_dict`` in ``loading.py``).
 
     Raises:
         UserError: the source is itself quantized, or of a family that only its own code can build.

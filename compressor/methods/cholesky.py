@@ -1,10 +1,14 @@
 """Blocked Cholesky and triangular inverse from matrix products: the same bits on any number of threads.
 
 Only the small diagonal blocks go to LAPACK, whose kernels for up to 64 columns do not split work over threads;
-everything else is a gemm, so the speed is that of the matrix product.
+everything else is a gemm, so the speed is that of the matrix product. MKL's fp32 gemm gives the same bits on any number
+of threads; its fp64 gemm of narrow slices does not, so fp64 work is done on one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,6 +19,17 @@ STRIP = 512
 
 class NotPositiveDefiniteError(ArithmeticError):
     """A pivot of the Cholesky factorization was not positive and finite."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Do what is inside on one CPU thread, for the few things whose bits would depend on the number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cholesky_(A: Tensor, block: int = BLOCK) -> Tensor:
@@ -70,8 +85,8 @@ def upper_inverse_factor(A: Tensor) -> Tensor:
     Raises:
         NotPositiveDefiniteError: ``A`` is not positive definite in its own precision.
     """
-    reversed_order = A.flip(0, 1)
-    return triangular_inverse_(cholesky_(reversed_order)).flip(0, 1)
+    with _threads_for(A):
+        return triangular_inverse_(cholesky_(A.flip(0, 1))).flip(0, 1)
 
 
 def inverse(A: Tensor) -> Tensor:
@@ -80,13 +95,18 @@ def inverse(A: Tensor) -> Tensor:
     Raises:
         NotPositiveDefiniteError: ``A`` is not positive definite in its own precision.
     """
-    M = triangular_inverse_(cholesky_(A.clone()))
-    out = torch.empty_like(M)
-    for a in range(0, M.shape[0], STRIP):
-        b = min(a + STRIP, M.shape[0])
-        out[a:b, :b] = M[a:, a:b].T @ M[a:, :b]
-        out[:a, a:b] = out[a:b, :a].T
-    return out
+    with _threads_for(A):
+        M = triangular_inverse_(cholesky_(A.clone()))
+        out = torch.empty_like(M)
+        for a in range(0, M.shape[0], STRIP):
+            b = min(a + STRIP, M.shape[0])
+            out[a:b, :b] = M[a:, a:b].T @ M[a:, :b]
+            out[:a, a:b] = out[a:b, :a].T
+        return out
+
+
+def _threads_for(A: Tensor) -> AbstractContextManager[None]:
+    return one_thread() if A.dtype == torch.float64 and A.device.type == "cpu" else nullcontext()
 
 
 def _small_inverse(L: Tensor) -> Tensor:

@@ -119,3 +119,12 @@ class AdmmSettings(PruneSettings):
     iterations: int = Field(300, ge=1, description="ADMM: at most this many iterations")
     rho: float = Field(0.1, gt=0, description="ADMM: penalty at the start (inputs scaled to unit variance); it grows")
     refit: bool = Field(True, description="afterwards refit the kept weights by least squares (part of the method)")
+
+
+PRUNE_METHODS: dict[str, type[PruneSettings]] = {
+    "magnitude": MagnitudeSettings,
+    "wanda": WandaSettings,
+    "sparsegpt": SparseGPTSettings,
+    "admm": AdmmSettings,
+}
+"""The settings class of every pruning method. The methods themselves stand in ``METHODS``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from compressor.methods.cholesky import NotPositiveDefiniteError, upper_inverse_factor
+from compressor.methods.cholesky import NotPositiveDefiniteError, one_thread, upper_inverse_factor
 
 
 class FactorizationError(ArithmeticError):
@@ -136,14 +136,10 @@ def _ladder(hessian: Tensor, damp: float) -> list[tuple[str, float, Callable[[],
 def _clamped(hessian: Tensor, damp: float) -> Tensor:
     """The factor for the nearest matrix with eigenvalues no less than the damping; in one thread for the same bits."""
     A = damped(hessian, 0.0, torch.float64)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         values, vectors = torch.linalg.eigh((A + A.T) / 2)
-    finally:
-        torch.set_num_threads(threads)
-    floor = max(damp * _mean_live(hessian.diagonal()), 1e-6 * float(values.abs().max()))
-    return upper_inverse_factor((vectors * values.clamp(min=floor)) @ vectors.T)
+        floor = max(damp * _mean_live(hessian.diagonal()), 1e-6 * float(values.abs().max()))
+        return upper_inverse_factor((vectors * values.clamp(min=floor)) @ vectors.T)
 
 
 def _mean_live(diagonal: Tensor) -> float:

@@ -90,7 +90,8 @@ def sweep(
                     torch.sub(W[j], settled, out=e).mul_(reciprocal[j])
                     W[j] = settled
                 if j + 1 < q:
-                    W[j + 1 : q].addr_(upper[j, j + 1 : q], e, alpha=-1)
+                    # addr_ would be a touch faster, but its bits depend on where threads divide the columns
+                    W[j + 1 : q].addcmul_(upper[j, j + 1 : q, None], e[None], value=-1)
             if q < b:
                 W[q:b].addmm_(upper[p:q, q:b].T, E[p - a : q - a], alpha=-1)
         settled_errors = E[: b - a]

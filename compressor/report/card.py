@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from compressor.report.html import environment, yaml_text
+from compressor.report.environment import environment, yaml_text
 from compressor.report.numbers import bytes_text
 from compressor.report.schema import Report
 from compressor.report.sentences import headline, what_was_done
@@ -46,17 +46,20 @@ def model_card(report: Report, source_card: str | None = None) -> str:
     front["pipeline_tag"] = "text-generation"
     front["tags"] = _tags(report)
     packed = any(layer.format not in PLAIN for layer in report.layers)
-    env = environment()
-    env.filters["md"] = markdown
-    body = env.get_template("card.md.j2").render(
-        report=report,
-        headline=headline(report),
-        done=what_was_done(report),
-        packed=packed,
-        licence=inherited.get("license"),
-        recipe=yaml_text(report.recipe),
-        fence=_fence(yaml_text(report.recipe)),
-        size_rows=_size_rows(report),
+    recipe = yaml_text(report.recipe)
+    body = (
+        environment()
+        .get_template("card.md.j2")
+        .render(
+            report=report,
+            headline=headline(report),
+            done=what_was_done(report),
+            packed=packed,
+            licence=inherited.get("license"),
+            recipe=recipe,
+            fence=_fence(recipe),
+            size_rows=_size_rows(report),
+        )
     )
     return f"---\n{yaml_text(front)}---\n\n{body}"
 
@@ -77,12 +80,6 @@ def _size_rows(report: Report) -> list[tuple[str, str, str]]:
         ("bits per weight, whole model", f"{size.source_bits_per_weight:.2f}", f"{size.bits_per_weight_model:.2f}"),
         ("parameters", f"{model.parameters:,}", f"{model.parameters:,}"),
     ]
-
-
-def markdown(value: object) -> str:
-    """One line of text, safe in a Markdown table: no markup, no HTML, no cell borders."""
-    text = " ".join(str(value).split())
-    return re.sub(r"([\\`*_\[\]|<>#~])", r"\\\1", text).replace("&", "&amp;")
 
 
 def _fence(text: str) -> str:

@@ -124,10 +124,15 @@ def _from_report(path: Path, label: str, report: Report, weights: int, disk: int
     )
 
 
+def token_hash(text: Evaluation) -> str:
+    """The hash of the token ids, wherever it was recorded; empty when it was not."""
+    return text.tokens_sha256 or str(text.protocol.get("sha256") or "")
+
+
 def comparable_key(text: Evaluation) -> str:
     """Equal for two measurements that may stand side by side. Without a hash of the tokens the name has to do."""
     protocol = {key: value for key, value in text.protocol.items() if key not in NOT_IDENTITY}
-    identity = text.tokens_sha256 or text.protocol.get("tokens_sha256") or f"{text.name} {text.tokens}"
+    identity = token_hash(text) or f"{text.name} {text.tokens}"
     return json.dumps([identity, text.windows, protocol], sort_keys=True, default=str)
 
 
@@ -138,7 +143,7 @@ def compare_texts(entries: Sequence[Entry]) -> list[Group]:
     for entry in entries:
         for text in entry.report.evaluation if entry.report else []:
             key = comparable_key(text)
-            group = groups.setdefault(key, Group(text.name, text.protocol, text.text_sha256, text.tokens_sha256))
+            group = groups.setdefault(key, Group(text.name, text.protocol, text.text_sha256, token_hash(text)))
             for row in text.rows:
                 if row.who == "dense":
                     known = dense_of.setdefault(key, set())
@@ -148,7 +153,7 @@ def compare_texts(entries: Sequence[Entry]) -> list[Group]:
                 group.lines.append(Line(_line_label(entry, row), entry.label, row))
             if text.in_domain:
                 group.doubts.append(f"{entry.label} was calibrated on this kind of text: flattering")
-            if not (text.tokens_sha256 or text.protocol.get("tokens_sha256")):
+            if not token_hash(text):
                 group.doubts.append(f"{entry.label} recorded no hash of the tokens: the texts may differ")
     for key, group in groups.items():
         group.lines.sort(key=lambda line: line.row.who != "dense")

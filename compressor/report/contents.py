@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -92,24 +93,43 @@ class Contents:
         parameters = sum(item.parameters for item in chosen)
         return 8 * sum(item.bytes for item in chosen) / parameters if parameters else None
 
-    def ledger(self) -> list[LedgerRow]:
-        """Bytes by group and format, as in a report."""
+    def ledger(self, source: Contents | None = None) -> list[LedgerRow]:
+        """Bytes by group and format, as in a report.
+
+        Args:
+            source: the folder this one was made from; fills ``source_bytes`` of the rows all of whose items it holds.
+        """
         cells: dict[tuple[Group, str], list[Item]] = {}
         for item in self.items:
             cells.setdefault((item.group, item.format), []).append(item)
         total = self.disk_bytes or 1
-        rows = [_row(group, form, members, total) for (group, form), members in cells.items()]
+        rows = [_row(group, form, members, total, source) for (group, form), members in cells.items()]
         if self.container_bytes:
             form = "safetensors headers" if self._is_safetensors() else "pickle"
-            rows.append(_extra("container", form, self.container_bytes, total))
-        rows.append(_extra("config, tokenizer, reader", "files", self.other_bytes, total))
+            before = source.container_bytes if source else None
+            rows.append(_extra("container", form, self.container_bytes, total, before))
+        before = source.other_bytes if source else None
+        rows.append(_extra("config, tokenizer, reader", "files", self.other_bytes, total, before))
         return sorted(rows, key=lambda row: (GROUPS.index(row.group), -row.bytes))
+
+    def bytes_of(self, name: str) -> int | None:
+        """Bytes of the item of this name, also when it stands here without the prefix of the whole model."""
+        short = name.removesuffix(".weight")
+        while short not in self._bytes_by_name and "." in short:
+            short = short.split(".", 1)[1]
+        return self._bytes_by_name.get(short)
+
+    @cached_property
+    def _bytes_by_name(self) -> dict[str, int]:
+        return {item.name.removesuffix(".weight"): item.bytes for item in self.items}
 
     def _is_safetensors(self) -> bool:
         return any(self.folder.glob("*.safetensors"))
 
 
-def _row(group: Group, form: str, members: Sequence[Item], total: int) -> LedgerRow:
+def _row(group: Group, form: str, members: Sequence[Item], total: int, source: Contents | None) -> LedgerRow:
+    before = [source.bytes_of(item.name) for item in members] if source else [None]
+    known = [count for count in before if count is not None]
     count, parameters = sum(item.bytes for item in members), sum(item.parameters for item in members)
     return LedgerRow(
         group=group,
@@ -117,13 +137,14 @@ def _row(group: Group, form: str, members: Sequence[Item], total: int) -> Ledger
         tensors=sum(item.tensors for item in members),
         parameters=parameters,
         bytes=count,
+        source_bytes=sum(known) if len(known) == len(before) else None,
         bits_per_weight=8 * count / parameters if parameters else None,
         share=count / total,
     )
 
 
-def _extra(group: Group, form: str, count: int, total: int) -> LedgerRow:
-    return LedgerRow(group=group, format=form, bytes=count, share=count / total)
+def _extra(group: Group, form: str, count: int, total: int, before: int | None) -> LedgerRow:
+    return LedgerRow(group=group, format=form, bytes=count, source_bytes=before, share=count / total)
 
 
 def read_contents(folder: Path | str, *, scan: bool = False, carried_over: Collection[str] = ()) -> Contents:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from compressor.report import numbers
+from compressor.report.environment import environment
 from compressor.report.plot_layers import layer_panels, linear_axis, log_axis
 from compressor.report.plots import ledger_plot, perplexity_panels
-from compressor.report.schema import GROUPS, Layer, Report
-from compressor.report.sentences import headline, leading_text, row_of, what_was_done
+from compressor.report.schema import GROUPS, Expert, Layer, Report
+from compressor.report.sentences import headline, leading_text, what_was_done
 
 TABLE_LIMIT = 1000
 WORST_SHOWN = 300
@@ -67,51 +62,13 @@ def shown_layers(layers: list[Layer], limit: int = TABLE_LIMIT, worst: int = WOR
     return [layers[index] for index in sorted(chosen)]
 
 
-def plain(value: Any) -> str:
-    """A JSON value as short text: ``yes``/``no``, thousands separated, nested objects as ``key: value``."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return numbers.ABSENT
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {plain(entry)}" for key, entry in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(plain(entry) for entry in value)
-    return str(value)
-
-
-def yaml_text(value: Any) -> str:
-    """``value`` as YAML, in its own order; what JSON cannot hold is written as text."""
-    simple = json.loads(json.dumps(value, default=str))
-    text: str = yaml.safe_dump(simple, sort_keys=False, allow_unicode=True, default_flow_style=False, width=100)
-    return text
-
-
-def environment() -> Environment:
-    """The Jinja environment of all templates: everything is escaped, and an unknown name is an error."""
-    env = Environment(
-        loader=PackageLoader("compressor.report"),
-        autoescape=lambda name: name is not None and ".html" in name,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.filters.update(
-        bytes=numbers.bytes_text,
-        parameters=numbers.parameters_text,
-        significant=numbers.significant,
-        percent=numbers.percent,
-        share=numbers.share,
-        duration=numbers.duration,
-        plain=plain,
-        yaml=yaml_text,
-    )
-    env.globals.update(change=numbers.change, row_of=row_of)
-    return env
+def shown_experts(experts: list[Expert], limit: int = TABLE_LIMIT, fewest: int = WORST_SHOWN) -> list[Expert]:
+    """All experts up to ``limit``; beyond it those with a fallback and the ``fewest`` by tokens, in their order."""
+    if len(experts) <= limit:
+        return experts
+    by_tokens = sorted(range(len(experts)), key=lambda index: experts[index].tokens)
+    chosen = {*by_tokens[:fewest], *(index for index, expert in enumerate(experts) if expert.fallback)}
+    return [experts[index] for index in sorted(chosen)]
 
 
 def render_html(report: Report) -> str:
@@ -146,5 +103,6 @@ def render_html(report: Report) -> str:
             kinds=kinds(layers),
             shown=shown,
             left_out=len(layers) - len(shown),
+            experts=shown_experts(report.experts),
         )
     )

@@ -1,29 +1,11 @@
-"""Names of tensors for people: the kind of a layer, and one line for many blocks that look alike."""
+"""Names of tensors for people: their order, and one line for many blocks that look alike."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """A command line to show: the program without its folder, and the home folder as ``~``."""
-    home = str(Path.home())
-    program, *rest = arguments
-    shown = [word.replace(home, "~", 1) if home != "/" and word.startswith(home) else word for word in rest]
-    return " ".join([Path(program).name, *(word if word.startswith("~/") else shlex.quote(word) for word in shown)])
-
-
-def layer_kind(name: str, block: int) -> str:
-    """``model.layers.3.mlp.experts.5.up_proj``, 3 -> ``mlp.experts.*.up_proj``: what it is, in whichever block."""
-    parts = name.split(".")
-    if str(block) in parts:
-        parts = parts[parts.index(str(block)) + 1 :]
-    return ".".join("*" if part.isdigit() else part for part in parts) or name
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:

@@ -21,7 +21,7 @@ def significant(value: float | None, digits: int = 4) -> str:
         return f"{sign}\u221e"
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(value))
+    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])  # of the rounded number: 9.996 has one digit more
     if not -4 <= exponent < 9:
         mantissa, power = f"{value:.{digits - 1}e}".split("e")
         return f"{sign}{mantissa}e{int(power)}"
@@ -45,7 +45,7 @@ def parameters_text(count: int) -> str:
 def _scaled(count: int, digits: int) -> tuple[str, str]:
     power = next((power for power in (1, 2, 3) if abs(count) < 999.5 * 1000**power), 4)
     scaled = count / 1000**power
-    exponent = math.floor(math.log10(abs(scaled)))
+    exponent = int(f"{scaled:.{digits - 1}e}".split("e")[1])  # of the rounded number: 9.996 has one digit more
     return f"{scaled:.{max(0, digits - 1 - exponent)}f}", "kMGT"[power - 1]
 
 

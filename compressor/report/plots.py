@@ -12,7 +12,6 @@ from compressor.report.numbers import bytes_text, change, percent, significant
 from compressor.report.schema import GROUPS, Evaluation, LedgerRow, Size
 from compressor.report.sentences import row_of
 
-
 FILES = "config, tokenizer, reader"
 
 

@@ -91,7 +91,7 @@ class Size(Part):
 class Layer(Part):
     name: str = Field(description="module path in the transformers model")
     block: int = Field(description="index of its decoder block")
-    kind: str = Field(description="path within its block, numbers of experts as *: names.layer_kind(name, block)")
+    kind: str = Field(description="path within its block, numbers of experts as *: self_attn.q_proj")
     shape: tuple[int, int] = Field(description="(outputs, inputs)")
     method: str = Field(description="the method that made it, or 'kept'")
     format: str = Field(description="how it is stored")

@@ -52,8 +52,6 @@ def survey(run: Run, number: int) -> list[float] | None:
             run.runner.release_block(block)
             ticker.advance()
     touched = [block for block in range(run.blocks) if sizes[block]]
-    shares = allocate(
-        [scores[b] for b in touched], target, stage.settings.owl_band, [sizes[b] for b in touched]
-    )
+    shares = allocate([scores[b] for b in touched], target, stage.settings.owl_band, [sizes[b] for b in touched])
     by_block = dict(zip(touched, shares, strict=True))
     return [by_block.get(block, target) for block in range(run.blocks)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from compressor.calibration import TokenWindows, load_calibration
@@ -45,7 +46,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load the tokenizer of {folder.name}: {first}", fix="mend the tokenizer files") from error
+        raise UserError(
+            f"cannot load the tokenizer of {folder.name}: {first}", fix="mend the tokenizer files"
+        ) from error
 
 
 def calibration_sources(plan: Plan, model: str) -> tuple[str, ...]:
@@ -78,7 +81,7 @@ def load_inputs(plan: Plan, model: str, trust_remote_code: bool, voice: Voice) -
             sampler=_sampler(plan, tokenizer),
         )
         _check_ids(calibration.ids, plan)
-        voice.detail("first calibration window: " + "|".join(calibration.preview[:64]).replace("[", r"\["))
+        voice.detail("first calibration window: " + escape("|".join(calibration.preview[:64])))
     loaded = None
     if texts != ("none",):
         loaded = load_texts(texts, tokenizer, seqlen=plan.eval_seqlen, windows=recipe.evaluation.windows)
@@ -115,4 +118,4 @@ def probe_ids(inputs: Inputs, config: Any) -> Tensor:
         return inputs.texts.ids[:1, :PROBE_TOKENS].clone()
     if inputs.calibration is not None:
         return inputs.calibration.ids[:1, :PROBE_TOKENS].clone()
-    return (torch.arange(PROBE_TOKENS)[None] * 7919) % config.get_text_config().vocab_size
+    return (torch.arange(PROBE_TOKENS)[None] * 7919) % int(config.get_text_config().vocab_size)

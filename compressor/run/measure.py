@@ -21,6 +21,8 @@ COUNTERPARTS = {"embedded": "embedded-heldout", "c4": "wikitext2-test", "wikitex
 HUB_DEFAULT = "wikitext2-test"
 LOCAL_DEFAULT = "embedded-heldout"
 
+LOGITS_AT_ONCE = 1 << 24  # elements (windows x length x vocabulary) computed together
+
 
 def default_texts(sources: Sequence[str]) -> tuple[str, ...]:
     """Evaluation text for calibration sources: a counterpart of a named set; the embedded text for local files."""
@@ -115,16 +117,18 @@ def measure(
         UserError: logits are not finite; such a window is never skipped.
     """
     out = []
+    vocabulary = max(runner.skeleton.config.get_text_config().vocab_size for _, runner, _ in models.values())
+    batch = max(1, LOGITS_AT_ONCE // (texts.ids.shape[1] * vocabulary))
     for number, text in enumerate(texts.texts):
         tallies = {who: Tally() for who in models}
         span = texts.span(number)
-        for window in range(span.start, span.stop):
+        for start in range(span.start, span.stop, batch):
+            rows = slice(start, min(start + batch, span.stop))
             reference: Tensor | None = None
-            order = sorted(models, key=lambda who: who != against)
-            for who in order:
+            for who in sorted(models, key=lambda who: who != against):
                 label, runner, stream = models[who]
-                logp = torch.log_softmax(runner.logits(stream, slice(window, window + 1))[0, :-1], dim=-1)
-                _count(tallies[who], logp, texts.ids[window, 1:].to(logp.device), reference, f"{label} on {text.name}")
+                logp = torch.log_softmax(runner.logits(stream, rows)[:, :-1], dim=-1)
+                _count(tallies[who], logp, texts.ids[rows, 1:].to(logp.device), reference, f"{label} on {text.name}")
                 if who == against:
                     reference = logp
         out.append(
@@ -137,14 +141,15 @@ def measure(
 
 
 def _count(tally: Tally, logp: Tensor, targets: Tensor, reference: Tensor | None, where: str) -> None:
-    nll = -logp.gather(1, targets[:, None])[:, 0].double().cpu()
+    """Add windows: ``logp`` (windows, T, vocabulary) fp32, ``targets`` (windows, T)."""
+    nll = -logp.gather(-1, targets[..., None])[..., 0].double().cpu()
     if not bool(torch.isfinite(nll).all()):
         raise UserError(f"{where}: the model's logits are NaN or infinite", fix="try --dtype float32, or another base")
-    tally.nll.append(math.fsum(nll.tolist()))
-    tally.predictions += len(targets)
+    tally.nll += [math.fsum(window) for window in nll.tolist()]
+    tally.predictions += targets.numel()
     if reference is not None:
         divergence = (reference.exp() * (reference - logp)).sum(-1).double().cpu()
-        tally.kl.append(math.fsum(divergence.tolist()))
+        tally.kl += [math.fsum(window) for window in divergence.tolist()]
         tally.agree.append(int((reference.argmax(-1) == logp.argmax(-1)).sum()))
 
 

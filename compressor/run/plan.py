@@ -67,7 +67,9 @@ class Plan:
         calibration = self.recipe.calibration.nsamples * self.seqlen * sum(s.needs_data for s in self.recipe.stages)
         evaluation = self.recipe.evaluation
         tracks = 0 if evaluation.texts == ("none",) else 2 + evaluation.baseline
-        return width * (calibration + tracks * max(1, len(evaluation.texts)) * evaluation.windows * self.eval_seqlen)
+        return int(width) * (
+            calibration + tracks * max(1, len(evaluation.texts)) * evaluation.windows * self.eval_seqlen
+        )
 
     @property
     def memory_bytes(self) -> int:
@@ -82,9 +84,7 @@ class Plan:
         largest = max(prod(linear.shape) for linear in self.skeleton.linears)
         solver = 6 * 4 * largest if self.recipe.stages else 0
         data = hessians if self.recipe.needs_data else 0
-        return (
-            PROCESS_BYTES + outer + block * (itemsize + 4) + self.state_bytes + data + activations + solver
-        )
+        return PROCESS_BYTES + outer + block * (itemsize + 4) + self.state_bytes + data + activations + solver
 
     @property
     def disk_bytes(self) -> int:
@@ -155,7 +155,9 @@ def choose_seqlen(asked: int | None, config: Any, flag: str) -> int:
     if asked is None:
         return min(DEFAULT_SEQLEN, context or DEFAULT_SEQLEN)
     if context is not None and asked > context:
-        raise UserError(f"windows of {asked} tokens do not fit the model's context of {context}", fix=f"{flag} {context}")
+        raise UserError(
+            f"windows of {asked} tokens do not fit the model's context of {context}", fix=f"{flag} {context}"
+        )
     return asked
 
 
@@ -180,7 +182,8 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
         for linear in linears:
             violations += _violations(stage, linear, skeleton)
             specs[linear.name] = predicted_spec(stage, linear)
-    specs = {**{name: spec for name, spec in skeleton.packed.items() if recipe.save == "packed"}, **specs}
+    if recipe.save == "packed":
+        specs = {**{name: dict(spec) for name, spec in skeleton.packed.items()}, **specs}
     seqlen = choose_seqlen(recipe.calibration.seqlen, skeleton.config, "--seqlen")
     asked = recipe.evaluation.seqlen or recipe.calibration.seqlen
     return Plan(
@@ -202,7 +205,8 @@ def _targets(stage: Stage, number: int, skeleton: Skeleton) -> tuple[Linear, ...
     if not chosen:
         example = skeleton.linears[0].name
         raise UserError(
-            f"stage {number}: --include/--exclude leave none of the {len(skeleton.linears)} linears (such as {example})",
+            f"stage {number}: --include/--exclude leave none of the {len(skeleton.linears)} linears "
+            f"(such as {example})",
             fix="mend the regular expressions",
         )
     return chosen
@@ -225,12 +229,12 @@ def _violations(stage: Stage, linear: Linear, skeleton: Skeleton) -> list[str]:
 def predicted_spec(stage: Stage, linear: Linear) -> dict[str, Any]:
     """Manifest entry of a linear after a stage, from shapes alone."""
     m, n = linear.shape
-    common = {"shape": [m, n], "dtype": dtype_name(linear.dtype)}
+    common: dict[str, Any] = {"shape": [m, n], "dtype": dtype_name(linear.dtype)}
     settings = stage.settings
     if settings.group is not None:
         kept, group = settings.group
         nnz = m * n // group * kept
-        sparse = [{"format": "nm", **common, "n": kept, "m": group}] if n % group == 0 else []
+        sparse: list[dict[str, Any]] = [{"format": "nm", **common, "n": kept, "m": group}] if n % group == 0 else []
     else:
         nnz = m * n - count(settings.sparsity or 0.0, m * n)
         sparse = []

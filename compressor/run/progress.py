@@ -25,7 +25,7 @@ class Voice:
     def detail(self, message: str) -> None:
         """Tell what only ``-v`` wants to know."""
         if self.verbosity > 0:
-            self.console.print(message, highlight=False, style="dim")
+            self.console.print(message, highlight=False, style="dim", soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Tell what a person should not miss."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,34 +14,9 @@ from compressor.calibration.folders import data_folder
 from compressor.errors import UserError, nearest
 from compressor.methods import METHODS, Method, needs_data
 from compressor.methods.settings import PruneSettings
+from compressor.run.settings import CalibrationSettings, EvaluationSettings, OutputSettings
 
 STAGES = ("prune",)
-
-
-class CalibrationSettings(BaseModel):
-    """Which text the statistics are gathered on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sources: tuple[str, ...] = Field(
-        (), description="named set, file, or 'self'; several are mixed by weight (default: c4; embedded for 'embedded')"
-    )
-    nsamples: int = Field(128, ge=1, description="number of token windows")
-    seqlen: int | None = Field(None, ge=2, description="tokens in a window (default: 2048, or the model's context)")
-    seed: int = Field(0, ge=0, description="seed of everything that is drawn")
-
-
-class EvaluationSettings(BaseModel):
-    """Which text the result is judged on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    texts: tuple[str, ...] = Field(
-        (), description="named text or file to evaluate on (default: one that was not calibrated on); 'none' for none"
-    )
-    windows: int = Field(32, ge=1, description="token windows evaluated of each text")
-    seqlen: int | None = Field(None, ge=2, description="tokens in an evaluation window (default: as calibration)")
-    baseline: bool = Field(True, description="set plain rounding of the same bytes beside the result")
 
 
 class Stage(BaseModel):
@@ -63,22 +39,14 @@ class Stage(BaseModel):
         return needs_data(self.name, self.settings)
 
 
-class Recipe(BaseModel):
+class Recipe(OutputSettings):
     """A whole run but for the model and the place of the output."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("", description="name of the recipe, for reports")
     description: str = Field("", description="what it is for")
     stages: tuple[Stage, ...] = Field(description="transformations, in order")
     calibration: CalibrationSettings = CalibrationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    save: Literal["packed", "dense"] = Field("packed", description="packed: small; dense: plain zeros, for any runtime")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="compute precision (auto: float32 on CPUs, the checkpoint's own elsewhere)"
-    )
-    device: str = Field("auto", description="cpu, cuda, cuda:1, ... (auto: an accelerator when there is one)")
-    verify: bool = Field(True, description="let a fresh process reload the result and reproduce its logits")
 
     @property
     def needs_data(self) -> bool:
@@ -168,7 +136,7 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
     Raises:
         UserError: names the stage and the rule.
     """
-    for number, (earlier, later) in enumerate(zip(stages, stages[1:], strict=False), 2):
+    for number, (earlier, later) in enumerate(pairwise(stages), 2):
         if getattr(earlier.settings, "bits", None) is not None:
             raise UserError(
                 f"stage {number} ({later.kind}) cannot follow {earlier.name} with bits={earlier.settings.bits}: "  # type: ignore[attr-defined]

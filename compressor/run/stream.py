@@ -111,9 +111,7 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
     """
     voice = voice or quiet()
     began, started = time.perf_counter(), finish.utc_now()
-    checkpoint, plan = foresee(
-        recipe, model, trust_remote_code=options.trust_remote_code, revision=options.revision
-    )
+    checkpoint, plan = foresee(recipe, model, trust_remote_code=options.trust_remote_code, revision=options.revision)
     plan.refuse()
     check_output(options.output, checkpoint.folder, overwrite=options.overwrite)
     work = working_folder(options.output)

@@ -18,7 +18,8 @@ from compressor.methods.quadratic import layer_error
 from compressor.methods.statistics import InputStatistics
 from compressor.run.recipe import Stage
 
-# An expert that fewer tokens reached than this has no usable Hessian (share of the calibration tokens; and an absolute floor).
+# An expert that fewer tokens reached than this has no usable Hessian (share of the calibration tokens; and an
+# absolute floor).
 STARVED_SHARE = 0.005
 STARVED_TOKENS = 32
 
@@ -160,7 +161,9 @@ def _representation(pruned: Pruned, stage: Stage, dtype: torch.dtype) -> Represe
     return Masked(pruned.weight.to(dtype).cpu(), mask, stage.settings.group)
 
 
-def pack_block(work: BlockWork, linears: list[Linear]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Tensor]]]:
+def pack_block(
+    work: BlockWork, linears: list[Linear]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Tensor]]]:
     """Store every linear that is more than a dense matrix: manifest entries, and parts, by linear name."""
     specs: dict[str, dict[str, Any]] = {}
     parts: dict[str, dict[str, Tensor]] = {}
@@ -169,5 +172,3 @@ def pack_block(work: BlockWork, linears: list[Linear]) -> tuple[dict[str, dict[s
         if not isinstance(representation, Dense):
             specs[linear.name], parts[linear.name] = pack(representation, linear.dtype)
     return specs, parts
-
-

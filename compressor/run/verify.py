@@ -1,7 +1,9 @@
 """A fresh process loads the written folder and must reproduce the logits of the run.
 
-The process is started while the last blocks are still being worked on, so that its imports cost no time; it waits for the
-folder on its standard input. Usage: ``python -m compressor.run.verify``, one JSON request on stdin, one answer on stdout.
+The process is started while the last blocks are still being worked on, so that its imports cost no time; it waits for
+the
+folder on its standard input. Usage: ``python -m compressor.run.verify``, one JSON request on stdin, one answer on
+stdout.
 """
 
 from __future__ import annotations

@@ -42,9 +42,7 @@ def write_block(
     if plan.recipe.save == "dense":
         tensors = _dense_tensors(plan, block, work)
     else:
-        tensors = {
-            tensor_name(module, part): tensor for module in specs for part, tensor in parts[module].items()
-        }
+        tensors = {tensor_name(module, part): tensor for module in specs for part, tensor in parts[module].items()}
         for name in plan.skeleton.block_tensors(block):
             if name.removesuffix(".weight") not in specs:
                 tensors[name] = plan.skeleton.read(name)
@@ -81,7 +79,7 @@ def write_companions(folder: Path, plan: Plan, specs: dict[str, dict[str, Any]])
     plain = source_config(config) if config.get("model_type") == "compressor" else config
     if plan.recipe.save == "packed":
         write_atomically(folder / READER_NAME, reader_source())
-        config = packed_config(plain, specs)
+        config = packed_config(plain, dict(specs))
     else:
         (folder / READER_NAME).unlink(missing_ok=True)
         config = plain

@@ -1,4 +1,4 @@
-"""Tiny random models, packed by hand into folders, beside a dense folder with the same zeros."""
+"""Tiny random models, packed by hand into folders."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def representation_of(weight: Tensor, number: int) -> Masked | SparseInt:
     return SparseInt(codes, scale, torch.full_like(scale, 3, dtype=torch.uint8), mask, 3)
 
 
-def write_folders(model: Any, packed: Path, dense: Path) -> dict[str, Any]:
-    """Write ``model`` pruned into both folders, the first packed; return the manifest. ``model`` gets the zeros too."""
+def write_folder(model: Any, packed: Path) -> dict[str, Any]:
+    """Write ``model`` pruned and packed into a new folder; return the manifest. ``model`` itself gets the zeros too."""
     packed.mkdir(parents=True)
     source = json.loads(model.config.to_json_string())
     unfuse(model)
@@ -83,5 +83,4 @@ def write_folders(model: Any, packed: Path, dense: Path) -> dict[str, Any]:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, packed / "model.safetensors")
     (packed / "config.json").write_text(json.dumps(packed_config(source, modules)))
     (packed / "modeling_compressor.py").write_text(reader_source())
-    torch.save(model.state_dict(), dense)
     return modules

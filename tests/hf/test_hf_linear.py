@@ -72,6 +72,17 @@ def test_gradients_pass_and_the_state_dict_is_packed() -> None:
     assert torch.equal(other.weight, dense)
 
 
+def test_writing_the_weight_is_an_error() -> None:
+    layer, dense = packed_layer(torch.float32)
+    assert type(layer.weight + 1) is torch.Tensor and torch.equal(layer.weight.data, dense)
+    with pytest.raises(RuntimeError, match=r"call model.dequantize\(\) first"):
+        layer.weight.data += 1
+    with pytest.raises(RuntimeError, match=r"call model.dequantize\(\) first"):
+        layer.weight.data = dense
+    with pytest.raises(KeyError, match="weight"):
+        layer.weight = nn.Parameter(dense)
+
+
 def test_replacement_fits_the_module_it_replaces() -> None:
     spec = {"format": "bitmask", "shape": [6, 16], "dtype": "float32", "nnz": 3}
     with torch.device("meta"):

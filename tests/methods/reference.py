@@ -1,4 +1,4 @@
-"""The published algorithms, written down as slowly and plainly as possible, in fp64: what the fast code is held against."""
+"""The published algorithms, written down slowly and plainly, in fp64: what the fast code is held against."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def correlated(m: int, n: int, seed: int = 0, tokens: int | None = None) -> tuple[Tensor, Tensor, int]:
-    """Return a weight (m, n), the Hessian (n, n) of inputs with a power-law spectrum and uneven scales, and the tokens."""
+    """Return a weight (m, n), the Hessian (n, n) of inputs with a power-law spectrum and uneven scales, the tokens."""
     g = torch.Generator().manual_seed(seed)
     t = tokens or 4 * n
     spectrum = torch.arange(1, n + 1) ** -0.5 * (n**0.5) / 2
@@ -36,7 +36,9 @@ def smallest(scores: list[tuple[float, float, int]], k: int) -> list[int]:
     return [index for _, _, index in sorted(scores)[:k]]
 
 
-def sweep(W: Tensor, U: Tensor, choose: Callable[[int, Tensor], None], settle: Callable[[int, Tensor], Tensor]) -> Tensor:
+def sweep(
+    W: Tensor, U: Tensor, choose: Callable[[int, Tensor], None], settle: Callable[[int, Tensor], Tensor]
+) -> Tensor:
     """Column by column over the whole width, nothing delayed: ``choose`` looks, ``settle`` gives the final column."""
     W = W.double().clone()
     U = U.double()
@@ -67,7 +69,9 @@ def sparsegpt(
         elif counts is not None and j % block == 0:
             end = min(j + block, n)
             tile = [
-                (float((now[i, k] / d[k]) ** 2), abs(float(now[i, k])), k * m + i) for k in range(j, end) for i in range(m)
+                (float((now[i, k] / d[k]) ** 2), abs(float(now[i, k])), k * m + i)
+                for k in range(j, end)
+                for i in range(m)
             ]
             for index in smallest(tile, counts[j // block]):
                 keep[index % m, index // m] = False

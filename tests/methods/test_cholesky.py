@@ -52,7 +52,7 @@ def test_indefinite_is_refused() -> None:
         cholesky.upper_inverse_factor(A)
 
 
-@pytest.mark.parametrize("n", [16, 48, 64, 100, 257, 1000, 1500])
+@pytest.mark.parametrize("n", [16, 48, 64, 100, 257, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_same_bits_on_one_and_two_threads(n: int, dtype: torch.dtype, on_threads: Callable[..., list[Tensor]]) -> None:
     A = spd(n, dtype)

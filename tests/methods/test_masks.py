@@ -90,5 +90,5 @@ def test_pattern_keeps_exactly_n_of_m(kept: int, group: int) -> None:
 
 def test_pattern_must_divide() -> None:
     W = torch.ones(2, 10)
-    with pytest.raises(UserError, match="2:4 does not divide a weight with 10 inputs.*--exclude"):
+    with pytest.raises(UserError, match=r"2:4 does not divide a weight with 10 inputs.*--exclude"):
         masks.keep_pattern(W, W, 2, 4)

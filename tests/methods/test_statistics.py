@@ -110,5 +110,5 @@ def test_ladder_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         raise NotPositiveDefiniteError
 
     monkeypatch.setattr(module, "upper_inverse_factor", never)
-    with pytest.raises(FactorizationError, match="tried: fp32, fp64, damp 0.02.*eigenvalue clamp"):
+    with pytest.raises(FactorizationError, match=r"tried: fp32, fp64, damp 0.02.*eigenvalue clamp"):
         InputStatistics(torch.eye(10), 5).factor(0.01)

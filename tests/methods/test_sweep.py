@@ -65,9 +65,7 @@ def test_block_size_does_not_matter_for_a_fixed_mask(m: int, n: int, block: int,
     # a snap that halves columns is continuous, so that rounding cannot tip a weight to another grid point
     snap = (lambda j, w: w / 2 if j % 3 == 0 else w) if snapped else None
     if snapped:
-        slow = reference.sweep(
-            W, U, lambda j, now: None, lambda j, w: (w / 2 if j % 3 == 0 else w) * mask[:, j]
-        )
+        slow = reference.sweep(W, U, lambda j, now: None, lambda j, w: (w / 2 if j % 3 == 0 else w) * mask[:, j])
     assert close(sweep(W, U, decide=fixed(mask), snap=snap, block=block).weight, slow)
 
 
@@ -155,7 +153,7 @@ def test_any_column_order_gives_the_loss_formula() -> None:
     assert float(swept.loss.sum()) == pytest.approx(reference.quadratic(W[:, order], swept.weight, A) / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize(("m", "n"), [(3, 17), (5, 130), (300, 520)])
+@pytest.mark.parametrize(("m", "n"), [(3, 17), (5, 130), (300, 520), (3001, 150), (11003, 40)])
 def test_same_bits_on_one_and_two_threads(m: int, n: int, on_threads: Callable[..., list[Swept]]) -> None:
     W, U, _ = problem(m, n)
     for snap in (None, lambda j, w: (w * 4).round() / 4):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-from compressor.report.names import layer_kind
 from compressor.report.schema import (
     Baseline,
     Calibration,
@@ -33,7 +32,7 @@ def full_report(blocks: int = 3) -> Report:
         Layer(
             name=name,
             block=index // 2,
-            kind=layer_kind(name, index // 2),
+            kind=name.split(".", 3)[-1],
             shape=(384, 128),
             method="sparsegpt",
             format="bitmask",
@@ -115,7 +114,9 @@ def full_report(blocks: int = 3) -> Report:
                         top1=0.87,
                         nll_per_window_stderr=0.02,
                     ),
-                    EvaluationRow(who="baseline", label="rounding", perplexity=15.9, bits_per_byte=1.0, kl=0.2, top1=0.8),
+                    EvaluationRow(
+                        who="baseline", label="rounding", perplexity=15.9, bits_per_byte=1.0, kl=0.2, top1=0.8
+                    ),
                 ],
             )
         ],

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from compressor.report.html import render_html, shown_layers
-from compressor.report.schema import Layer, Report
+from compressor.report.html import render_html, shown_experts, shown_layers
+from compressor.report.schema import Expert, Layer, Report
 
 Make = Callable[..., Report]
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -79,7 +79,9 @@ def test_ids_are_unique_and_links_lead_somewhere(make_report: Make) -> None:
 def test_every_header_cell_has_a_scope(make_report: Make) -> None:
     page = render_html(make_report())
     assert all('scope="' in cell for cell in re.findall(r"<th\b[^>]*>", page))
-    assert page.count("<svg") == page.count("</desc></svg>") + len(re.findall(r"</desc><", page))
+    pictures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(pictures) == 6  # ledger, one text, error and sparsity of two kinds
+    assert all(re.search(r"<title id=[^>]*>[^<]+</title><desc id=[^>]*>[^<]+</desc>", picture) for picture in pictures)
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -104,7 +106,7 @@ def altered(path: tuple[Any, ...], value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
-        return value + (1 if path[-1] in {"block", "blocks"} else 123_457)
+        return value + 1 if path[-1] in {"block", "blocks"} else 2 * value + 123
     if isinstance(value, float):
         return value * 0.7
     return f"zq {value} qz"
@@ -114,6 +116,11 @@ def test_every_field_is_shown(make_report: Make) -> None:
     """Change any one number or word of the report, and the page changes; words stand in it literally."""
     content = make_report(blocks=1).model_dump()
     assert not [key for key, value in content.items() if value in (None, [], {})], "the sample must fill everything"
+    fields = {
+        name for definition in (Report.model_json_schema()["$defs"]).values() for name in definition["properties"]
+    }
+    reached = {step for path in leaves(content) for step in path if isinstance(step, str)}
+    assert fields <= reached, f"the sample leaves out {fields - reached}"
     before = render_html(Report.model_validate(content))
     for path in leaves(content):
         if path[-1] in NOT_SHOWN:
@@ -195,5 +202,8 @@ def test_thousands_of_layers_keep_the_worst_and_the_odd(make_report: Make) -> No
     layers[3] = layers[3].model_copy(update={"fallback": "data-free"})
     shown = shown_layers(layers, limit=1000, worst=300)
     assert [layer.name for layer in shown] == ["l3", *(f"l{i}" for i in range(4700, 5000))]
+    experts = [Expert(module="m", expert=i, tokens=9000 - i) for i in range(5000)]
+    experts[2] = experts[2].model_copy(update={"fallback": "data-free"})
+    assert [expert.expert for expert in shown_experts(experts)] == [2, *range(4700, 5000)]
     few: list[Layer] = layers[:1000]
     assert shown_layers(few, limit=1000) is few

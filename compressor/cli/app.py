@@ -1,0 +1,65 @@
+"""The command ``compressor``: a table of verbs, one file each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import compressor
+from compressor.cli.compare import compare
+from compressor.cli.evaluate import evaluate
+from compressor.cli.explain import explain
+from compressor.cli.generate import generate
+from compressor.cli.prune import prune
+from compressor.cli.run import plan, run
+from compressor.errors import UserError
+
+app = typer.Typer(
+    name="compressor",
+    help="Make Hugging Face causal language models smaller and faster, and know what it cost.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    rich_markup_mode="rich",
+)
+
+for verb in (prune, run, plan, evaluate, compare, explain, generate):
+    app.command()(verb)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"compressor {compressor.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback instead of a one-line error.")] = False,
+) -> None:
+    """Options that stand before the verb."""
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user ends in one line and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    try:
+        app()
+    except UserError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

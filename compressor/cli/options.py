@@ -1,0 +1,84 @@
+"""Command-line options made from settings classes, so that help, recipe schema and documentation cannot disagree."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Optional, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+def option(name: str, info: FieldInfo, *, flag: str | None = None, note: str = "", panel: str) -> inspect.Parameter:
+    """One option for one settings field. Its default is ``None``: not given, so that the settings' own default counts.
+
+    Args:
+        flag: the flag without dashes, where it is not the field's name.
+        note: added to the field's description.
+        panel: heading in the help.
+    """
+    annotation = _plain(info.annotation)
+    flag = flag or name.replace("_", "-")
+    declaration = f"--{flag}/--no-{flag}" if annotation is bool else f"--{flag}"
+    default = "" if info.default in (None, ()) or info.is_required() else f" (default: {_shown(info.default)})"
+    text = f"{info.description or ''}{note}{default}"
+    repeated = get_origin(annotation) is tuple
+    kind: Any = list[get_args(annotation)[0]] if repeated else annotation  # type: ignore[misc]
+    settings = typer.Option(declaration, help=text, rich_help_panel=panel, show_default=False)
+    annotated = Annotated[Optional[kind], settings]  # noqa: UP045  # built at run time
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotated)
+
+
+def _plain(annotation: Any) -> Any:
+    """The type without ``None``."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        return kinds[0]
+    return annotation
+
+
+def _shown(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def method_options(classes: Mapping[str, type[BaseModel]], panel: str) -> list[inspect.Parameter]:
+    """Options for the union of the methods' settings; a field that only some have says which."""
+    base: type[BaseModel] = next(iter(classes.values())).__mro__[1]
+    out = []
+    seen: set[str] = set()
+    for cls in classes.values():
+        for name, info in cls.model_fields.items():
+            if name in seen:
+                continue
+            seen.add(name)
+            users = [method for method, other in classes.items() if name in other.model_fields]
+            common = len(users) == len(classes)
+            note = "" if common else f" ({', '.join(users)} only)"
+            shared = base.model_fields[name] if common and name in base.model_fields else info
+            out.append(option(name, shared, note=note, panel=panel))
+    return out
+
+
+def with_options(function: Callable[..., Any], options: Iterable[inspect.Parameter]) -> Callable[..., Any]:
+    """Replace ``**given`` in a command's signature by explicit options; the command receives them as keywords."""
+    signature = inspect.signature(function, eval_str=True)
+    fixed = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    parameters = fixed + list(options)
+
+    def command(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    command.__name__ = function.__name__.lstrip("_")
+    command.__doc__ = function.__doc__
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def given(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The options of ``names`` that were really given."""
+    out = {name: values[name] for name in names if values.get(name) is not None and values[name] != []}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in out.items()}

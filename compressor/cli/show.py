@@ -1,0 +1,147 @@
+"""Plans, results and evaluations as a person reads them in a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from compressor.report.numbers import bytes_text, percent, significant
+from compressor.report.schema import Report
+from compressor.report.sentences import headline
+from compressor.run.plan import Plan
+
+
+def plan_json(plan: Plan, model: str) -> dict[str, Any]:
+    """A plan as plain data."""
+    skeleton = plan.skeleton
+    return {
+        "model": model,
+        "architecture": type(skeleton.model).__name__,
+        "blocks": len(skeleton.block_names),
+        "parameters": skeleton.parameters(),
+        "device": str(plan.device),
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "stages": [
+            {
+                "kind": stage.kind,
+                "method": stage.name,
+                "needs_data": stage.needs_data,
+                "linears": len(linears),
+                "weights": sum(prod(linear.shape) for linear in linears),
+            }
+            for stage, linears in zip(plan.recipe.stages, plan.targets, strict=True)
+        ],
+        "calibration_tokens": plan.recipe.calibration.nsamples * plan.seqlen if plan.recipe.needs_data else 0,
+        "source_bytes": skeleton.checkpoint.disk_bytes,
+        "output_bytes": plan.output_bytes,
+        "bits_per_weight_model": 8 * plan.tensor_bytes / skeleton.parameters(),
+        "peak_memory_bytes": plan.memory_bytes,
+        "disk_bytes": plan.disk_bytes,
+        "loads_with": loads_with(plan.recipe.save),
+        "carried_over": list(skeleton.extra),
+        "violations": list(plan.violations),
+    }
+
+
+def loads_with(save: str) -> list[str]:
+    """What can read the output."""
+    if save == "dense":
+        return ["transformers and every other runtime that reads this architecture"]
+    return ["transformers after 'import compressor'", "transformers with trust_remote_code=True"]
+
+
+def print_plan(plan: Plan, model: str) -> None:
+    """Print a plan."""
+    facts = plan_json(plan, model)
+    console = Console(highlight=False)
+    console.print(
+        f"[bold]{model}[/bold]  {facts['architecture']}, {facts['blocks']} blocks, {facts['parameters']:,} parameters"
+    )
+    for number, (stage, linears) in enumerate(zip(plan.recipe.stages, plan.targets, strict=True), 1):
+        settings = stage.settings.model_dump(exclude_defaults=True)
+        shown = ", ".join(f"{key}={value}" for key, value in settings.items())
+        console.print(f"\n[bold]stage {number}: {stage.kind} {stage.name}[/bold]  {shown}")
+        table = Table("linears", "count", "shape", "stored as", "bits per weight", box=None, header_style="dim")
+        groups = Counter((linear.kind, linear.shape, _spec_text(plan, linear.name)) for linear in linears)
+        for (kind, shape, (form, bits)), count in groups.items():
+            table.add_row(kind, str(count), f"{shape[0]} x {shape[1]}", form, bits)
+        console.print(table)
+    table = Table(box=None, show_header=False)
+    table.add_row("output", f"{bytes_text(facts['output_bytes'])} (source {bytes_text(facts['source_bytes'])})")
+    table.add_row("bits per weight", f"{facts['bits_per_weight_model']:.3f} of the whole model")
+    table.add_row(
+        "memory, estimated",
+        f"{bytes_text(facts['peak_memory_bytes'])} at the peak, on {facts['device']} in {facts['dtype']}",
+    )
+    table.add_row("disk while running", bytes_text(facts["disk_bytes"]))
+    table.add_row(
+        "calibration", f"{facts['calibration_tokens']:,} tokens" if facts["calibration_tokens"] else "none needed"
+    )
+    table.add_row("loads with", "; ".join(facts["loads_with"]))
+    if facts["carried_over"]:
+        table.add_row("carried over", f"{len(facts['carried_over'])} tensors the model does not know")
+    console.print()
+    console.print(table)
+    for violation in facts["violations"]:
+        console.print(f"[red]refused:[/red] {violation}")
+
+
+def _spec_text(plan: Plan, name: str) -> tuple[str, str]:
+    from compressor.formats import nbytes
+
+    if name not in plan.specs:
+        return "dense", "-"
+    spec = plan.specs[name]
+    return spec["format"], f"{8 * nbytes(spec) / prod(spec['shape']):.3f}"
+
+
+def print_result(report: Report, output: Path) -> None:
+    """Print what a run has made."""
+    console = Console(highlight=False)
+    console.print(f"[bold]{headline(report)}[/bold]")
+    size = report.size
+    console.print(
+        f"{bytes_text(size.source_bytes)} -> {bytes_text(size.output_bytes)}; "
+        f"linears {size.bits_per_weight_linears:.3f}, whole model {size.bits_per_weight_model:.3f} bits per weight"
+    )
+    print_evaluation([entry.model_dump(mode="json") for entry in report.evaluation])
+    if report.baseline:
+        console.print(report.baseline.verdict)
+    for kind, lines in (("warning", report.warnings), ("fallback", report.fallbacks)):
+        for line in lines[:5]:
+            console.print(f"[yellow]{kind}:[/yellow] {line}")
+        if len(lines) > 5:
+            console.print(f"[yellow]{kind}:[/yellow] and {len(lines) - 5} more, see report.html")
+    if report.verification:
+        console.print(f"a fresh process reproduced its logits ({report.verification.mode})")
+    console.print(f"{output}  (read {output / 'report.html'})")
+
+
+def print_evaluation(result: list[dict[str, Any]]) -> None:
+    """Print evaluation rows as a table."""
+    if not result:
+        return
+    table = Table("text", "model", "perplexity", "bits/byte", "KL", "top-1", box=None, header_style="dim")
+    for entry in result:
+        for row in entry["rows"]:
+            table.add_row(
+                entry["name"],
+                row["label"],
+                significant(float(row["perplexity"])),
+                significant(row["bits_per_byte"]) if row["bits_per_byte"] is not None else "",
+                significant(row["kl"], 3) if row["kl"] is not None else "",
+                percent(row["top1"]) if row["top1"] is not None else "",
+            )
+    console = Console(highlight=False)
+    console.print(table)
+    shown = {
+        f"{entry['windows']} windows of {entry['protocol']['seqlen']} tokens, stride {entry['protocol']['stride']}, "
+        f"BOS: {entry['protocol']['bos']}"
+        for entry in result
+    }
+    console.print("; ".join(sorted(shown)), style="dim")

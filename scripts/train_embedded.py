@@ -28,7 +28,6 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 END = "<|end|>"
 CONTEXT = 512
 VOCABULARY = 1024
-TOKENS_A_STEP = 4096
 
 
 def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
@@ -72,11 +71,11 @@ def make_config(layers: int, hidden: int, ffn: int) -> LlamaConfig:
     )
 
 
-def windows(tokenizer: PreTrainedTokenizerFast, length: int, rows: int) -> Iterator[Tensor]:
-    """Yield (rows, length) int64 pieces of the endless stream: documents, each followed by the end token."""
+def windows(tokenizer: PreTrainedTokenizerFast, length: int, rows: int, first: int) -> Iterator[Tensor]:
+    """Yield (rows, length) int64 pieces of the endless stream: documents from ``first`` on, each with the end token."""
     world = make_world(SEED)
     ids: list[int] = []
-    numbers = count()
+    numbers = count(first)
     while True:
         while len(ids) < rows * length:
             texts = [document(world, "train", next(numbers)) for _ in range(64)]
@@ -112,30 +111,31 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "compressor" / "embedded")
-    parser.add_argument("--steps", type=int, default=2800, help=f"steps of {TOKENS_A_STEP} tokens")
-    parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="finish by then: hasten the schedule if need be"
-    )
+    parser.add_argument("--steps", type=int, default=14000)
+    parser.add_argument("--rows", type=int, default=4, help="windows of 256 tokens in a step (even)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="finish by then, hastening the schedule")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--ffn", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=5e-3, help="peak learning rate")
+    parser.add_argument("--start", type=Path, help="folder with weights to go on from")
+    parser.add_argument("--first", type=int, default=0, help="number of the first document, when going on")
     args = parser.parse_args()
 
     world = make_world(SEED)
     tokenizer = make_tokenizer(documents(world, "tokenizer", 6000))
     torch.manual_seed(SEED)  # a script of its own: the global generator is its to seed
     model = LlamaForCausalLM(make_config(args.layers, args.hidden, args.ffn))
+    if args.start:
+        model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32)
     save(model, tokenizer, args.out)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters} parameters, {args.steps * TOKENS_A_STEP / parameters:.1f} tokens a parameter", flush=True)
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.95), fused=True)
+    print(f"{parameters} parameters, {args.steps * args.rows * 256 / parameters:.1f} tokens a parameter", flush=True)
+    # no weight decay and few tokens a step: the weights must grow until every one of them is needed
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     text = "".join(f"{text}{END}" for text in documents(world, "validation", 150))
     held = torch.tensor(tokenizer.backend_tokenizer.encode(text).ids)
-    batches = windows(tokenizer, 256, TOKENS_A_STEP // 256)
+    batches = windows(tokenizer, 256, args.rows, args.first)
     start, losses = time.perf_counter(), []
     for step in range(args.steps):
         progress = max((step + 1) / args.steps, (time.perf_counter() - start) / 60 / args.minutes)
@@ -152,10 +152,10 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(float(loss.detach()))
-        if step % 20 == 19:
-            seconds, mean = time.perf_counter() - start, sum(losses[-20:]) / 20
-            print(f"step {step + 1} loss {mean:.4f} {(step + 1) * TOKENS_A_STEP / seconds:.0f} tokens/s", flush=True)
-        if step % 200 == 199 or step == 20:
+        if step % 100 == 99:
+            seconds, mean = time.perf_counter() - start, sum(losses[-100:]) / 100
+            print(f"step {step + 1} loss {mean:.4f} {len(losses) * batch.numel() / seconds:.0f} tokens/s", flush=True)
+        if step % 1000 == 999:
             print(f"step {step + 1} validation perplexity {perplexity(model, held):.3f}", flush=True)
             save(model, tokenizer, args.out)
     save(model, tokenizer, args.out)

@@ -20,13 +20,15 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from compressor.hf.manifest import MODEL_TYPE
+
 AWAITED = "transformers.models.auto.configuration_auto"
 
 
 class CompressorConfig:
     """Stands in for ``loading.CompressorConfig`` until the first packed folder is read."""
 
-    model_type = "compressor"
+    model_type = MODEL_TYPE
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -45,7 +47,7 @@ def install() -> None:
 
 
 def _make_known(configuration_auto: ModuleType) -> None:
-    configuration_auto.AutoConfig.register(CompressorConfig.model_type, CompressorConfig, exist_ok=True)
+    configuration_auto.AutoConfig.register(MODEL_TYPE, CompressorConfig, exist_ok=True)
 
 
 class _Awaiting(MetaPathFinder):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,8 @@ class UnfusedExperts(nn.Module):
         """
         if (reason := why_not_unfused(module)) is not None:
             raise ValueError(f"experts of type {type(module).__name__} cannot be taken apart: {reason}")
-        gate_up, down = module.gate_up_proj, module.down_proj
-        assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)  # for the type checker: checked above
-        act_fn: Callable[[Tensor], Tensor] = module.act_fn  # type: ignore[assignment]
+        gate_up, down = cast(Tensor, module.gate_up_proj), cast(Tensor, module.down_proj)
+        act_fn = cast(Callable[[Tensor], Tensor], module.act_fn)
         experts = []
         for number in range(gate_up.shape[0]):
             gate, up = gate_up[number].detach().chunk(2, dim=0)
@@ -71,11 +71,11 @@ class UnfusedExperts(nn.Module):
             (tokens, H) in the dtype of ``hidden_states``.
         """
         result = torch.zeros_like(hidden_states)
-        for number, expert in enumerate(self.children()):
-            choice, token = torch.where(top_k_index.T.eq(number))
-            if token.numel() == 0:
+        for number in torch.unique(top_k_index).tolist():
+            if not 0 <= number < self.num_experts:
                 continue
-            output = expert(hidden_states[token]) * top_k_weights[token, choice, None]
+            choice, token = torch.where(number == top_k_index.T)
+            output = self.get_submodule(str(number))(hidden_states[token]) * top_k_weights[token, choice, None]
             result.index_add_(0, token, output.to(result.dtype))
         return result
 

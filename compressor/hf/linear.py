@@ -19,10 +19,10 @@ class UnpackedWeight(Tensor):
     PEFT merges an adapter by ``layer.weight.data += delta``, which would be lost without a word.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # computing with it gives plain tensors
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # results are plain tensors
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         """The matrix as a plain tensor."""
         return self.detach()
 

@@ -1,4 +1,4 @@
-"""How transformers reads a packed folder: configuration, quantizer, and the ordinary model class with packed layers.
+"""How transformers reads a packed folder: the configuration, and the ordinary model class with packed layers.
 
 A packed folder has the model type ``compressor``, so that transformers without this file refuses it rather than
 filling the layers at random. :class:`CompressorConfig` reads ``base_model_type`` and hands out a configuration of that
@@ -11,40 +11,23 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from compressor.formats.parts import Spec
-from compressor.formats.registry import format_of, tensor_name
-from compressor.hf.experts import unfuse
-from compressor.hf.linear import PackedLinear, replacement
-
-FORMAT_VERSION = 1
-READER_FILE = "modeling_compressor.py"
-AUTO_MAP = {
-    "AutoConfig": "modeling_compressor.CompressorConfig",
-    "AutoModelForCausalLM": "modeling_compressor.CompressorForCausalLM",
-}
-SAFETENSORS_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8",
-}  # fmt: skip
+from compressor.hf.manifest import MODEL_TYPE, READER_AUTO_MAP, READER_NAME
+from compressor.hf.quantizer import CompressorQuantizationConfig, CompressorQuantizer, some_of
 
 
 class CompressorConfig(PreTrainedConfig):  # type: ignore[misc]
     """What ``model_type: compressor`` stands for; never instantiated, it makes a configuration of the base family."""
 
-    model_type = "compressor"
+    model_type = MODEL_TYPE
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -54,6 +37,8 @@ class CompressorConfig(PreTrainedConfig):  # type: ignore[misc]
 
 def _base_model_type(config_dict: dict[str, Any]) -> str:
     base = config_dict.get("base_model_type")
+    if base == "mistral" and "layer_types" in config_dict:  # as AutoConfig reads the source's config.json
+        base = "ministral"
     if base not in CONFIG_MAPPING:
         raise ValueError(f"base_model_type {base!r} in config.json is no model family this transformers knows")
     return str(base)
@@ -76,7 +61,7 @@ def packed_config_class(base_model_type: str) -> Any:
             packed_only = ("model_type", "base_model_type", "auto_map", "base_auto_map")
             own = {key: copy.deepcopy(value) for key, value in config_dict.items() if key not in packed_only}
             if isinstance(manifest := own.get("quantization_config"), dict):
-                manifest["quant_method"] = CompressorConfig.model_type
+                manifest["quant_method"] = MODEL_TYPE
                 if own.get("dtype", own.get("torch_dtype")) is None and manifest.get("modules"):
                     # else transformers takes it from the first float tensor, which may be a scale
                     own["dtype"] = _most_common([spec["dtype"] for spec in manifest["modules"].values()])
@@ -92,7 +77,7 @@ def packed_config_class(base_model_type: str) -> Any:
             if (manifest := own.get("quantization_config")) is None:  # dequantized: an ordinary checkpoint
                 return own
             manifest = {key: value for key, value in manifest.items() if key != "quant_method"}
-            ours = {"model_type": "compressor", "base_model_type": base.model_type, "auto_map": dict(AUTO_MAP)}
+            ours = {"model_type": MODEL_TYPE, "base_model_type": base.model_type, "auto_map": dict(READER_AUTO_MAP)}
             return {**own, **ours, "quantization_config": manifest}
 
         def to_json_string(self, use_diff: bool = True) -> str:
@@ -135,7 +120,7 @@ def packed_model_class(config: Any) -> Any:
             """Save as the base class does, packed as it is, and the reader beside it."""
             result = super().save_pretrained(save_directory, *args, **kwargs)
             if kwargs.get("is_main_process", True):
-                (Path(save_directory) / READER_FILE).write_text(_reader_text(), encoding="utf-8")
+                (Path(save_directory) / READER_NAME).write_text(_reader_text(), encoding="utf-8")
             return result
 
         # transformers finds these out by reading the source file of the class
@@ -171,140 +156,11 @@ def check_complete(info: dict[str, Any]) -> None:
     """
     missing = sorted(info["missing_keys"]) + sorted(str(entry[0]) for entry in info["mismatched_keys"])
     if missing:
-        raise ValueError(f"the checkpoint does not fill {_some(missing)}; the folder is incomplete or damaged")
+        raise ValueError(f"the checkpoint does not fill {some_of(missing)}; the folder is incomplete or damaged")
     ends = (".weight_mask", ".weight_values", ".weight_index", ".weight_codes", ".weight_scale", ".weight_zero")
     packed = sorted(name for name in info["unexpected_keys"] if name.endswith(ends))
     if packed:
-        raise ValueError(f"packed tensors that config.json does not list: {_some(packed)}")
-
-
-class CompressorQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """``quantization_config`` of a packed folder: the manifest.
-
-    Args:
-        modules: module path -> spec of its weight.
-        format_version: of the manifest; a newer one is refused.
-    """
-
-    def __init__(
-        self, modules: dict[str, Spec] | None = None, format_version: int = FORMAT_VERSION, **unknown: Any
-    ) -> None:
-        unknown.pop("quant_method", None)
-        if format_version > FORMAT_VERSION or unknown:
-            what = f"format_version {format_version}" if format_version > FORMAT_VERSION else f"{sorted(unknown)}"
-            raise ValueError(
-                f"quantization_config has {what}, this reader knows version {FORMAT_VERSION}: update compressor"
-            )
-        self.quant_method = "compressor"
-        self.format_version = format_version
-        self.modules = modules or {}
-
-
-class CompressorQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Puts packed layers into a model that transformers is about to fill."""
-
-    requires_calibration = True
-
-    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
-        """A packed model can be saved as it is."""
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        """Adapters can be trained beside packed layers."""
-        return True
-
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
-        """Return no conversions: a packed folder has the names of the modules, with experts apart."""
-        return []
-
-    def _process_model_before_weight_loading(
-        self, model: PreTrainedModel, checkpoint_files: Iterable[str] | None = None, **kwargs: Any
-    ) -> None:
-        modules: dict[str, Spec] = self.quantization_config.modules
-        check_files(checkpoint_files, modules)
-        unfuse(model)
-        tied = {name for pair in model.all_tied_weights_keys.items() for name in pair}
-        for listed, spec in modules.items():
-            name = _in_model(model, listed)
-            if name is None:
-                continue
-            if f"{name}.weight" in tied:
-                raise ValueError(f"{listed} is packed but its weight is tied in this model: pack neither end")
-            try:
-                model.set_submodule(name, replacement(model.get_submodule(name), spec))
-            except ValueError as error:
-                raise ValueError(f"{listed} {error}") from error
-
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        for name, module in model.named_modules():
-            if isinstance(module, PackedLinear):
-                try:
-                    module.check()
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from error
-        return model
-
-    def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> PreTrainedModel:
-        for name, module in list(model.named_modules()):
-            if isinstance(module, PackedLinear):
-                dense = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-                dense.weight = nn.Parameter(module.unpacked().to(dtype or module.compute_dtype))
-                dense.bias = module.bias
-                model.set_submodule(name, dense)
-        return model
-
-
-def _in_model(model: PreTrainedModel, name: str) -> str | None:
-    """Return the path of a listed module in ``model``; None when ``model`` is only the body and lacks it.
-
-    ``AutoModel`` and the like load the body alone, under paths without its prefix.
-    """
-    for path in (name, name.removeprefix(f"{model.base_model_prefix}.")):
-        try:
-            model.get_submodule(path)
-            return path
-        except AttributeError:
-            continue
-    if model.can_generate():
-        raise ValueError(f"config.json lists {name}, but the model has no such module")
-    return None
-
-
-def check_files(files: Iterable[str] | None, modules: dict[str, Spec]) -> None:
-    """Refuse a folder whose files do not hold the packed tensors of the manifest, before anything is loaded.
-
-    Args:
-        files: the checkpoint's files; nothing is checked unless they are safetensors.
-        modules: the manifest.
-
-    Raises:
-        ValueError: names the first tensor that is missing, or of another shape or dtype than its spec says.
-    """
-    files = list(files or ())
-    if not files or not all(str(file).endswith(".safetensors") for file in files):
-        return
-    found: dict[str, tuple[tuple[int, ...], str]] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                header = tensors.get_slice(name)
-                found[name] = (tuple(header.get_shape()), SAFETENSORS_DTYPES.get(header.get_dtype(), "other"))
-    expected = {
-        tensor_name(module, part): (shape, str(dtype).removeprefix("torch."))
-        for module, spec in modules.items()
-        for part, (shape, dtype) in format_of(spec).layout(spec).items()
-    }
-    missing = sorted(expected.keys() - found.keys())
-    if missing:
-        raise ValueError(f"the checkpoint has no {_some(missing)}, which config.json lists; the folder is damaged")
-    for name, entry in expected.items():
-        if found[name] != entry:
-            raise ValueError(f"{name} is {list(found[name][0])} {found[name][1]}, expected {list(entry[0])} {entry[1]}")
-
-
-def _some(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
+        raise ValueError(f"packed tensors that config.json does not list: {some_of(packed)}")
 
 
 class CompressorForCausalLM:
@@ -327,7 +183,7 @@ def _reader_text() -> str:
 
 def register() -> None:
     """Teach transformers the model type and the quantization method ``compressor``. May be called again."""
-    AutoConfig.register(CompressorConfig.model_type, CompressorConfig, exist_ok=True)
+    AutoConfig.register(MODEL_TYPE, CompressorConfig, exist_ok=True)
     # the decorators of transformers refuse a second registration, which two readers in one process would make
-    AUTO_QUANTIZATION_CONFIG_MAPPING[CompressorConfig.model_type] = CompressorQuantizationConfig
-    AUTO_QUANTIZER_MAPPING[CompressorConfig.model_type] = CompressorQuantizer
+    AUTO_QUANTIZATION_CONFIG_MAPPING[MODEL_TYPE] = CompressorQuantizationConfig
+    AUTO_QUANTIZER_MAPPING[MODEL_TYPE] = CompressorQuantizer

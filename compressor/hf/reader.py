@@ -9,8 +9,8 @@ from typing import Any
 
 from compressor.errors import UserError
 from compressor.formats.parts import Spec
+from compressor.hf.manifest import FORMAT_VERSION, MODEL_TYPE, READER_AUTO_MAP, READER_NAME
 
-READER_NAME = "modeling_compressor.py"
 READER_MODULES = (
     "formats/parts.py",
     "formats/bits.py",
@@ -19,14 +19,12 @@ READER_MODULES = (
     "formats/nm.py",
     "formats/sparse_int.py",
     "formats/registry.py",
+    "hf/manifest.py",
     "hf/linear.py",
     "hf/experts.py",
+    "hf/quantizer.py",
     "hf/loading.py",
 )
-READER_AUTO_MAP = {
-    "AutoConfig": "modeling_compressor.CompressorConfig",
-    "AutoModelForCausalLM": "modeling_compressor.CompressorForCausalLM",
-}
 HEADER = '''"""Reads a checkpoint written by compressor {version}: pure PyTorch, no installation needed.
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
@@ -34,6 +32,9 @@ HEADER = '''"""Reads a checkpoint written by compressor {version}: pure PyTorch,
 Made from the sources of the package, file by file; with the package installed, `import compressor` replaces it.
 """
 '''
+
+
+__all__ = ["READER_AUTO_MAP", "READER_NAME", "packed_config", "reader_source", "source_config"]
 
 
 @cache
@@ -102,11 +103,11 @@ def packed_config(config: dict[str, Any], modules: dict[str, Spec]) -> dict[str,
         own["base_auto_map"] = config["auto_map"]
     return {
         **own,
-        "model_type": "compressor",
+        "model_type": MODEL_TYPE,
         "base_model_type": config["model_type"],
         "auto_map": dict(READER_AUTO_MAP),
         "quantization_config": {
-            "format_version": 1,
+            "format_version": FORMAT_VERSION,
             "modules": {name: dict(spec) for name, spec in modules.items()},
         },
     }
@@ -117,7 +118,7 @@ def source_config(packed: dict[str, Any]) -> dict[str, Any]:
 
     A config that is not a packed folder's is returned as it is.
     """
-    if packed.get("model_type") != "compressor":
+    if packed.get("model_type") != MODEL_TYPE:
         return packed
     ours = ("auto_map", "base_model_type", "base_auto_map", "quantization_config")
     own = {key: value for key, value in packed.items() if key not in ours}

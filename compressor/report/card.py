@@ -14,6 +14,7 @@ from compressor.report.sentences import headline, what_was_done
 
 INHERITED = ("license", "license_name", "license_link", "language")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+TOLD = ("weight", "samples", "documents", "sampling", "revision", "licence", "text_sha256")
 FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 PLAIN = frozenset({"dense", "bfloat16", "float16", "float32", "float64"})
 """Formats that any runtime reads."""
@@ -59,6 +60,7 @@ def model_card(report: Report, source_card: str | None = None) -> str:
             recipe=recipe,
             fence=_fence(recipe),
             size_rows=_size_rows(report),
+            sources=[_told(source) for source in report.calibration.sources] if report.calibration else [],
         )
     )
     return f"---\n{yaml_text(front)}---\n\n{body}"
@@ -80,6 +82,12 @@ def _size_rows(report: Report) -> list[tuple[str, str, str]]:
         ("bits per weight, whole model", f"{size.source_bits_per_weight:.2f}", f"{size.bits_per_weight_model:.2f}"),
         ("parameters", f"{model.parameters:,}", f"{model.parameters:,}"),
     ]
+
+
+def _told(source: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of a calibration source: where it lay on somebody's disk is nobody's business."""
+    named = {"name": source.get("name") or source.get("spec"), **{key: source.get(key) for key in TOLD}}
+    return {key: value for key, value in named.items() if value not in (None, "")}
 
 
 def _fence(text: str) -> str:

@@ -185,8 +185,8 @@ def _items(checkpoint: Checkpoint, storage: Storage) -> Iterator[Item]:
     vocabulary = (config.get("text_config") or config).get("vocab_size")
     rest = dict(sorted(checkpoint.tensors.items(), key=lambda pair: natural(pair[0])))
     if storage.method == OWN:
-        manifest = (config.get("quantization_config") or {}).get("modules") or {}
-        for module, spec in manifest.items():
+        manifest = (config.get("quantization_config") or {}).get("modules")
+        for module, spec in manifest.items() if isinstance(manifest, dict) else ():
             yield _packed_item(module, spec, rest)
     elif storage.method != PLAIN:
         yield from _foreign_items(storage, rest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from compressor.report.numbers import NBSP, change, parameters_text, percent, significant
+from compressor.report.numbers import NBSP, bytes_text, change, parameters_text, percent, significant
 from compressor.report.schema import Baseline, Evaluation, EvaluationRow, Report
 
 ARROW = "\u2192"
@@ -57,14 +57,22 @@ def what_was_done(report: Report) -> str:
 
 
 def judge(
-    evaluation: Sequence[Evaluation], *, label: str, bits_per_weight: float, bytes: int, margin: float = 0.0
+    evaluation: Sequence[Evaluation],
+    *,
+    label: str,
+    bits_per_weight: float,
+    bytes: int,
+    compressed_bytes: int | None = None,
+    margin: float = 0.0,
 ) -> Baseline:
     """Hold the compressed model against plain rounding at the same bytes, by perplexity, text by text.
 
     Args:
+        bytes, compressed_bytes: sizes of the two; when they differ by more than 2 %, the verdict says so.
         evaluation: texts with a ``compressed`` and a ``baseline`` row; others are passed over.
         margin: relative difference of perplexity below which two results count as equal (0: never).
     """
+    at = _at_which_bytes(bytes, compressed_bytes)
     pairs = []
     for text in evaluation:
         ours, plain = row_of(text, "compressed"), row_of(text, "baseline")
@@ -76,15 +84,21 @@ def judge(
     if not pairs:
         verdict, better = f"{label} was not evaluated, so there is nothing to hold this against", None
     elif len(lost) == len(pairs):
-        verdict, better = f"Plain rounding ({label}) would have been better at the same bytes: {_against(lost)}", True
+        verdict, better = f"Plain rounding ({label}) would have been better {at}: {_against(lost)}", True
     elif len(won) == len(pairs):
-        verdict, better = f"Better than plain rounding ({label}) at the same bytes: {_against(won)}", False
+        verdict, better = f"Better than plain rounding ({label}) {at}: {_against(won)}", False
     elif not won and not lost:
-        verdict, better = f"As good as plain rounding ({label}) at the same bytes: {_against(pairs)}", None
+        verdict, better = f"As good as plain rounding ({label}) {at}: {_against(pairs)}", None
     else:
         parts = [f"{word} on {_against(some)}" for word, some in (("better", won), ("worse", lost)) if some]
-        verdict, better = f"Against plain rounding ({label}) at the same bytes: {'; '.join(parts)}", None
+        verdict, better = f"Against plain rounding ({label}) {at}: {'; '.join(parts)}", None
     return Baseline(label=label, bits_per_weight=bits_per_weight, bytes=bytes, verdict=verdict + ".", better=better)
+
+
+def _at_which_bytes(plain: int, compressed: int | None) -> str:
+    if compressed is None or abs(plain - compressed) <= 0.02 * compressed:
+        return "at the same bytes"
+    return f"in {'fewer' if plain < compressed else 'more'} bytes ({bytes_text(plain)}, not {bytes_text(compressed)})"
 
 
 def _against(pairs: Sequence[tuple[str, float, float]]) -> str:

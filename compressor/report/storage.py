@@ -43,13 +43,13 @@ KNOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def storage_of(config: dict[str, Any], folder: Path) -> Storage:
     """Tell the way of storing from a folder's ``config.json``; unknown methods are named, not guessed at."""
     quantization = config.get("quantization_config") or config.get("compression_config")
+    if config.get("model_type") == OWN:  # known by its type: our manifest names no quant_method
+        if not isinstance(quantization, dict) or not isinstance(quantization.get("modules"), dict):
+            return Storage(OWN, None, (), ("anything: model_type is 'compressor', but the manifest is missing",))
+        return _own(config, folder)
     if not isinstance(quantization, dict):
-        if config.get("model_type") == OWN:
-            return Storage(OWN, None, (), ("anything: model_type is 'compressor', but quantization_config is missing",))
         return Storage(PLAIN, None, _plain_loaders(config))
     method = str(quantization.get("quant_method") or "unnamed")
-    if method == OWN:
-        return _own(config, folder)
     loads, refuses = KNOWN.get(method, ((), ()))
     if not loads:
         refuses = (f"compressor does not know quant_method {method!r}: see the documentation of its maker",)

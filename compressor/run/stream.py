@@ -114,15 +114,15 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
     checkpoint, plan = foresee(recipe, model, trust_remote_code=options.trust_remote_code, revision=options.revision)
     plan.refuse()
     check_output(options.output, checkpoint.folder, overwrite=options.overwrite)
-    work = working_folder(options.output)
-    if options.fresh and work.exists():
-        shutil.rmtree(work)
     check_disk(options.output, plan.disk_bytes)
     warnings = _memory_warning(plan)
     inputs = load_inputs(plan, model, options.trust_remote_code, voice)
+    digest = _read_through(checkpoint, voice)
+    work = working_folder(options.output)
+    if options.fresh and work.exists():
+        shutil.rmtree(work)
     (work / "model").mkdir(parents=True, exist_ok=True)
     with exclusive(work):
-        digest = _read_through(checkpoint, voice)
         journal = open_journal(work, _fingerprint(recipe, digest, inputs, plan))
         runner = BlockRunner(plan.skeleton, device=plan.device, dtype=plan.dtype)
         run = Run(recipe, options, model, plan.skeleton, plan, inputs, runner, journal, voice)

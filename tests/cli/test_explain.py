@@ -65,7 +65,7 @@ def packed(llama: Path) -> Path:
         "model_type": "compressor",
         "base_model_type": "llama",
         "auto_map": {"AutoModelForCausalLM": "reader.Model"},
-        "quantization_config": {"quant_method": "compressor", "format_version": 1, "modules": modules},
+        "quantization_config": {"format_version": 1, "modules": modules},
     }
     (llama / "config.json").write_text(json.dumps(config))
     return llama

@@ -9,6 +9,7 @@ import pytest
 from compressor import __version__
 from compressor.errors import UserError
 from compressor.hf import loading
+from compressor.hf.quantizer import CompressorQuantizationConfig
 from compressor.hf.reader import READER_AUTO_MAP, READER_NAME, packed_config, reader_source, source_config
 
 SPEC = {"format": "bitmask", "shape": [4, 4], "dtype": "float32", "nnz": 8}
@@ -36,7 +37,9 @@ def test_reader_is_one_self_contained_module() -> None:
     ]
     assert len(names) == len(set(names)), "two files of the package define the same name"
     assert {"CompressorConfig", "CompressorForCausalLM", "PackedLinear", "UnfusedExperts"} <= set(names)
-    assert (READER_NAME, READER_AUTO_MAP) == (loading.READER_FILE, loading.AUTO_MAP)
+    for reference in READER_AUTO_MAP.values():
+        module, name = reference.split(".")
+        assert f"{module}.py" == READER_NAME and name in names
 
 
 def test_packed_config_and_back() -> None:
@@ -64,9 +67,9 @@ def test_unknown_families_and_manifests_are_refused() -> None:
     with pytest.raises(ValueError, match="base_model_type 'nonesuch'"):
         loading.CompressorConfig.from_dict({"base_model_type": "nonesuch"})
     with pytest.raises(ValueError, match="format_version 2"):
-        loading.CompressorQuantizationConfig(format_version=2)
+        CompressorQuantizationConfig(format_version=2)
     with pytest.raises(ValueError, match="colour"):
-        loading.CompressorQuantizationConfig(colour="red")
+        CompressorQuantizationConfig(colour="red")
 
 
 def test_dtype_comes_from_the_manifest_when_the_config_has_none() -> None:
@@ -74,3 +77,10 @@ def test_dtype_comes_from_the_manifest_when_the_config_has_none() -> None:
     assert str(loading.CompressorConfig.from_dict(packed).dtype) == "torch.bfloat16"
     packed["torch_dtype"] = "float16"
     assert str(loading.CompressorConfig.from_dict(packed).dtype) == "torch.float16"
+
+
+def test_mistral_with_layer_types_is_what_transformers_makes_of_it() -> None:
+    layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    packed = packed_config({"model_type": "mistral", **layers}, {})
+    assert loading.CompressorConfig.from_dict(packed).model_type == "ministral"
+    assert loading.CompressorConfig.from_dict(packed_config({"model_type": "mistral"}, {})).model_type == "mistral"

@@ -161,6 +161,17 @@ def test_verdict(pairs: list[tuple[float, float]], better: bool | None, words: s
     assert words in verdict.verdict
 
 
+def test_verdict_says_when_the_bytes_are_not_the_same() -> None:
+    texts = [evaluation("t", 11.0, 12.0)]
+    said = [
+        judge(texts, label="8-bit", bits_per_weight=8.0, bytes=size, compressed_bytes=1_000_000).verdict
+        for size in (990_000, 800_000, 1_200_000)
+    ]
+    assert "at the same bytes" in said[0]
+    assert "in fewer bytes (800 kB, not 1.00 MB)" in said[1].replace(numbers.NBSP, " ")
+    assert "in more bytes (1.20 MB, not 1.00 MB)" in said[2].replace(numbers.NBSP, " ")
+
+
 def test_headline(make_report: Make) -> None:
     report = make_report()
     assert headline(report).replace(numbers.NBSP, " ") == (

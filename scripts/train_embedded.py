@@ -1,7 +1,8 @@
 """Train the embedded model on text of the invented world and write ``compressor/embedded/``.
 
-    python scripts/train_embedded.py                     # half an hour on one core
+    python scripts/train_embedded.py                     # 14 M tokens: an hour or so on one core
     python scripts/train_embedded.py --steps 20 --out somewhere   # a quick look
+    python scripts/train_embedded.py --start compressor/embedded --first 200000   # go on from what is there
 
 The training text is the split ``train``, made as it is needed and read once. It shares the world's facts with the texts
 in calibration/, and so the short dictionary entries that say nothing else.
@@ -111,13 +112,13 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "compressor" / "embedded")
-    parser.add_argument("--steps", type=int, default=14000)
-    parser.add_argument("--rows", type=int, default=4, help="windows of 256 tokens in a step (even)")
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--rows", type=int, default=8, help="windows of 256 tokens in a step (even)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="finish by then, hastening the schedule")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--ffn", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=5e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=1e-2, help="peak learning rate")
     parser.add_argument("--start", type=Path, help="folder with weights to go on from")
     parser.add_argument("--first", type=int, default=0, help="number of the first document, when going on")
     args = parser.parse_args()
@@ -155,7 +156,7 @@ def main() -> None:
         if step % 100 == 99:
             seconds, mean = time.perf_counter() - start, sum(losses[-100:]) / 100
             print(f"step {step + 1} loss {mean:.4f} {len(losses) * batch.numel() / seconds:.0f} tokens/s", flush=True)
-        if step % 1000 == 999:
+        if step % 500 == 499:
             print(f"step {step + 1} validation perplexity {perplexity(model, held):.3f}", flush=True)
             save(model, tokenizer, args.out)
     save(model, tokenizer, args.out)

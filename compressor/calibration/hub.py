@@ -30,8 +30,6 @@ def stream_rows(spec: SourceSpec) -> Iterator[Row]:
             streaming=True,
         )
         yield from rows
-    except GeneratorExit:
-        raise
     except Exception as error:  # datasets, huggingface_hub, httpx, fsspec and pyarrow each have their own
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(

@@ -20,7 +20,6 @@ from compressor.errors import UserError
 app = typer.Typer(
     name="compressor",
     help="Make Hugging Face causal language models smaller and faster, and know what it cost.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     rich_markup_mode="rich",
@@ -50,15 +49,26 @@ def main() -> None:
     """Run the command line; a mistake of the user ends in one line and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in sys.argv
-    if debug:
-        sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    sys.argv = [sys.argv[0], *(words or ["--help"])]
     try:
-        app()
-    except UserError as error:
-        if debug:
+        code = app(standalone_mode=False, prog_name="compressor")
+    except Exception as error:
+        message = _complaint(error)
+        if debug or message is None:
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {' '.join(message.split())}", err=True)
         raise SystemExit(2) from None
+    raise SystemExit(code or 0)
+
+
+def _complaint(error: Exception) -> str | None:
+    """What to tell the user of an error; ``None`` when it is no mistake of theirs."""
+    if isinstance(error, (UserError, OSError)):  # OSError: a full disk, a permission, seen only on the way
+        return str(error)
+    if hasattr(error, "format_message"):  # a word on the command line that the parser refuses
+        return f"{error.format_message()} (see compressor {' '.join(sys.argv[1:2])} --help)"
+    return None
 
 
 if __name__ == "__main__":

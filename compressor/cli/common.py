@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import shlex
 import sys
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 
 from compressor.cli.options import given, option
+from compressor.cli.tables import json_text
 from compressor.run.progress import Voice
 from compressor.run.settings import CalibrationSettings, EvaluationSettings, OutputSettings
 
@@ -73,4 +73,4 @@ def typed_command() -> str:
 
 def print_json(value: Any) -> None:
     """Print machine-readable output, alone on standard output."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    typer.echo(json_text(value))

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from compressor.report.numbers import bytes_text, percent, significant
 from compressor.report.schema import Report
@@ -58,14 +59,13 @@ def loads_with(save: str) -> list[str]:
 def print_plan(plan: Plan, model: str) -> None:
     """Print a plan."""
     facts = plan_json(plan, model)
-    console = Console(highlight=False)
-    console.print(
-        f"[bold]{model}[/bold]  {facts['architecture']}, {facts['blocks']} blocks, {facts['parameters']:,} parameters"
-    )
+    console = Console(highlight=False, markup=False)
+    scale = f"{facts['architecture']}, {facts['blocks']} blocks, {facts['parameters']:,} parameters"
+    console.print(Text.assemble((model, "bold"), f"  {scale}"))
     for number, (stage, linears) in enumerate(zip(plan.recipe.stages, plan.targets, strict=True), 1):
         settings = stage.settings.model_dump(exclude_defaults=True)
         shown = ", ".join(f"{key}={value}" for key, value in settings.items())
-        console.print(f"\n[bold]stage {number}: {stage.kind} {stage.name}[/bold]  {shown}")
+        console.print(Text.assemble((f"\nstage {number}: {stage.kind} {stage.name}", "bold"), f"  {shown}"))
         table = Table("linears", "count", "shape", "stored as", "bits per weight", box=None, header_style="dim")
         groups = Counter((linear.kind, linear.shape, _spec_text(plan, linear.name)) for linear in linears)
         for (kind, shape, (form, bits)), count in groups.items():
@@ -88,7 +88,7 @@ def print_plan(plan: Plan, model: str) -> None:
     console.print()
     console.print(table)
     for violation in facts["violations"]:
-        console.print(f"[red]refused:[/red] {violation}")
+        console.print(Text.assemble(("refused:", "red"), f" {violation}"))
 
 
 def _spec_text(plan: Plan, name: str) -> tuple[str, str]:
@@ -102,8 +102,8 @@ def _spec_text(plan: Plan, name: str) -> tuple[str, str]:
 
 def print_result(report: Report, output: Path) -> None:
     """Print what a run has made."""
-    console = Console(highlight=False)
-    console.print(f"[bold]{headline(report)}[/bold]")
+    console = Console(highlight=False, markup=False)
+    console.print(headline(report), style="bold")
     size = report.size
     console.print(
         f"{bytes_text(size.source_bytes)} -> {bytes_text(size.output_bytes)}; "
@@ -114,9 +114,9 @@ def print_result(report: Report, output: Path) -> None:
         console.print(report.baseline.verdict)
     for kind, lines in (("warning", report.warnings), ("fallback", report.fallbacks)):
         for line in lines[:5]:
-            console.print(f"[yellow]{kind}:[/yellow] {line}")
+            console.print(Text.assemble((f"{kind}:", "yellow"), f" {line}"))
         if len(lines) > 5:
-            console.print(f"[yellow]{kind}:[/yellow] and {len(lines) - 5} more, see report.html")
+            console.print(Text.assemble((f"{kind}:", "yellow"), f" and {len(lines) - 5} more, see report.html"))
     if report.verification:
         console.print(f"a fresh process reproduced its logits ({report.verification.mode})")
     console.print(f"{output}  (read {output / 'report.html'})")
@@ -137,7 +137,7 @@ def print_evaluation(result: list[dict[str, Any]]) -> None:
                 significant(row["kl"], 3) if row["kl"] is not None else "",
                 percent(row["top1"]) if row["top1"] is not None else "",
             )
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     shown = {
         f"{entry['windows']} windows of {entry['protocol']['seqlen']} tokens, stride {entry['protocol']['stride']}, "

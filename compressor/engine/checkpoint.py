@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from compressor.engine.tensorfile import TensorEntry, read_header, read_tensor
 from compressor.errors import UserError
 
 EMBEDDED = "embedded"
+STANDARD = "model.safetensors"
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> Path:
@@ -55,11 +57,15 @@ class Checkpoint:
     files: tuple[Path, ...]
     pickled: dict[str, Path] = field(default_factory=dict)  # tensor name -> .bin file
 
-    def read(self, name: str) -> Tensor:
-        """Read one tensor in its stored dtype. ``name`` must be one of :attr:`tensors`."""
+    def read(self, name: str, index: tuple[int | slice, ...] = ()) -> Tensor:
+        """Read one tensor, or an indexed part of it, in its stored dtype. ``name`` must be one of :attr:`tensors`."""
         if name in self.pickled:
-            return _load_pickle(self.pickled[name], "cpu")[name].clone()
-        return read_tensor(self.tensors[name])
+            return _load_pickle(self.pickled[name], "cpu")[name][index].clone()
+        entry = self.tensors[name]
+        if index and isinstance(index[0], int):  # one expert of many: its bytes alone
+            entry, index = entry.row(index[0]), index[1:]
+        tensor = read_tensor(entry)
+        return tensor[index].clone() if index else tensor
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +106,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             truncated file, or a tensor named twice.
     """
     config = _read_json(folder / "config.json", "not a model folder: it has no config.json")
-    if index := next(iter(sorted(folder.glob("*.safetensors.index.json"))), None):
+    indexes = sorted(folder.glob("*.safetensors.index.json"), key=lambda file: file.name != STANDARD + ".index.json")
+    index = None if (folder / STANDARD).is_file() else next(iter(indexes), None)  # where transformers looks first
+    if (folder / STANDARD).is_file():
+        files = [folder / STANDARD]
+    elif index:
         files = _indexed_files(folder, index)
     else:
         files = sorted(folder.glob("*.safetensors"))
@@ -126,7 +136,7 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} is {missing}", fix="give the folder that holds config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}", fix="fetch it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold a JSON object", fix="fetch it again")
@@ -176,7 +186,7 @@ def _open_pickled(folder: Path, config: dict[str, Any]) -> Checkpoint:
 
 def _load_pickle(path: Path, device: str) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location=device, weights_only=True, mmap=True)
+        content = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         raise UserError(
             f"{path.name} cannot be read as plain tensors ({type(error).__name__}); compressor never unpickles code",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from math import prod
@@ -16,6 +17,7 @@ from compressor.engine.tensorfile import Layout, header_bytes, order, read_heade
 from compressor.errors import UserError
 
 ONE_FILE = 1 << 30  # bytes; smaller checkpoints end up in a single model.safetensors
+WORKING_FILES = r"(journal\.json|states-\d+\.safetensors)(\.tmp)?|lock|model|replaced"
 OURS = "report.json"  # a folder with this file was written by compressor
 
 # What travels with the weights, unread and unchanged. Weights, index and configuration are ours to write.
@@ -49,6 +51,31 @@ def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
         raise UserError(f"cannot write to {parent}", fix="choose another --output")
 
 
+def check_working(folder: Path) -> None:
+    """Refuse a working folder that no run of ours has left: in the end it would be removed.
+
+    Raises:
+        UserError: names what it holds.
+    """
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    strange = [name for name in names if not re.fullmatch(WORKING_FILES, name)]
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} exists and is no folder", fix="choose another --output")
+    if strange:
+        raise UserError(
+            f"{folder} exists and was not left by a run (it holds {strange[0]!r})", fix="choose another --output"
+        )
+
+
+def clear_working(folder: Path) -> None:
+    """Empty a working folder but for its lock, the journal first."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != "lock":
+            entry.unlink()
+
+
 def check_disk(folder: Path, needed: int) -> None:
     """Refuse when fewer than ``needed`` bytes are free where ``folder`` lies (or will lie).
 
@@ -76,9 +103,11 @@ def write_shard(folder: Path, number: int, count: int, layout: Layout, read: Cal
 
 def finish_shards(folder: Path, count: int) -> None:
     """Join small shards into one file, or write the index over large ones. May be repeated after a kill."""
-    if not (folder / shard_name(1, count)).exists() and (folder / "model.safetensors").exists():
-        return
     shards = [folder / shard_name(number, count) for number in range(1, count + 1)]
+    if (folder / "model.safetensors").exists():  # it is renamed into place when complete
+        for shard in shards:
+            shard.unlink(missing_ok=True)
+        return
     entries = {name: entry for shard in shards for name, entry in read_header(shard).items()}
     total = sum(entry.nbytes for entry in entries.values())
     if total <= ONE_FILE:
@@ -118,10 +147,10 @@ def copy_companions(source: Path, folder: Path) -> list[str]:
 
 
 def publish(folder: Path, output: Path) -> None:
-    """Put the finished folder in its final place by one rename; what stood there goes only afterwards."""
-    old = output.with_name(output.name + ".replaced")
+    """Put the finished folder in its final place by one rename; what stood there goes with the working folder."""
+    old = folder.with_name("replaced")
     if output.exists():
+        if old.exists():
+            shutil.rmtree(old)
         output.rename(old)
     folder.rename(output)
-    if old.exists():
-        shutil.rmtree(old)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.engine.checkpoint import Checkpoint
+from compressor.engine.names import candidates, fused_origin, plain_name
 from compressor.errors import UserError
 from compressor.formats.parts import Spec, parse_dtype
 from compressor.formats.registry import format_of, tensor_name
@@ -25,14 +25,6 @@ from compressor.hf.reader import source_config
 
 # Parts of a block that choose or scale rather than carry the signal: a few rows each, never worth compressing.
 NOT_COMPRESSED = re.compile(r"(^|\.)(gate|router|shared_expert_gate|classifier)$")
-
-# Checkpoint names that differ from the names of the transformers module, beyond the base-model prefix.
-RENAMED: tuple[tuple[str, str], ...] = (
-    (r"\.mlp\.gate\.", ".block_sparse_moe.gate."),
-    (r"\.mlp\.experts\.(\d+)\.gate_proj\.", r".block_sparse_moe.experts.\1.w1."),
-    (r"\.mlp\.experts\.(\d+)\.down_proj\.", r".block_sparse_moe.experts.\1.w2."),
-    (r"\.mlp\.experts\.(\d+)\.up_proj\.", r".block_sparse_moe.experts.\1.w3."),
-)
 
 
 @dataclass(frozen=True)
@@ -112,8 +104,7 @@ class Skeleton:
         if origin.packed:
             weight = self.representation(origin.name).dense().to(parse_dtype(self.packed[origin.name]["dtype"]))
             return weight.T.contiguous() if self._is_transposed(name) else weight
-        tensor = self.checkpoint.read(origin.name)
-        return tensor[origin.index].contiguous() if origin.index else tensor
+        return self.checkpoint.read(origin.name, origin.index)
 
     def representation(self, module: str) -> Representation:
         """Read a packed matrix as it was packed. ``module`` is one of :attr:`packed`."""
@@ -135,8 +126,9 @@ class Skeleton:
 
     def source_name(self, name: str) -> str:
         """The name of a module tensor in a plain checkpoint like the source."""
-        origin = self.origins[name]
-        return name if origin.packed else origin.name
+        if self.checkpoint.config.get("model_type") != "compressor":
+            return self.origins[name].name
+        return plain_name(name, self.config.model_type)
 
     def source_layout(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """Dtype and shape of the source tensor that holds a module tensor."""
@@ -255,39 +247,20 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
     return tied
 
 
-def _candidates(name: str, prefix: str) -> list[str]:
-    names = [name]
-    for pattern, replacement in RENAMED:
-        if re.search(pattern, name):
-            names.append(re.sub(pattern, replacement, name))
-    if prefix:
-        bare = [n[len(prefix) + 1 :] for n in names if n.startswith(prefix + ".")]
-        names += bare + [f"{prefix}.{n}" for n in names]
-    return names
-
-
-def _fused(name: str) -> tuple[str, Callable[[tuple[int, ...]], tuple[int | slice, ...]]] | None:
-    """Origin of an expert's matrix inside fused 3-D tensors: gate_up_proj (E, 2I, H) and down_proj (E, H, I)."""
-    match = re.fullmatch(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight", name)
-    if not match:
-        return None
-    path, expert, part = match[1], int(match[2]), match[3]
-    if part == "down_proj":
-        return f"{path}.down_proj", lambda shape: (expert,)
-    first = part == "gate_proj"
-    return (
-        f"{path}.gate_up_proj",
-        lambda shape: (expert, slice(0, shape[1] // 2) if first else slice(shape[1] // 2, shape[1])),
-    )
-
-
 def _manifest(checkpoint: Checkpoint) -> dict[str, Spec]:
     """The packed matrices of a source that compressor has written, checked against the headers."""
     if checkpoint.config.get("model_type") != "compressor":
         return {}
-    modules: dict[str, Spec] = checkpoint.config["quantization_config"]["modules"]
-    for module, spec in modules.items():
-        for part, (shape, dtype) in format_of(spec).layout(spec).items():
+    try:
+        modules: dict[str, Spec] = checkpoint.config["quantization_config"]["modules"]
+        layouts = {module: format_of(spec).layout(spec) for module, spec in modules.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{checkpoint.folder.name}: the manifest in config.json cannot be read ({error})",
+            fix="make the checkpoint again, or update compressor",
+        ) from error
+    for module, layout in layouts.items():
+        for part, (shape, dtype) in layout.items():
             entry = checkpoint.tensors.get(tensor_name(module, part))
             if entry is None or (entry.shape, entry.dtype) != (shape, dtype):
                 raise UserError(
@@ -333,11 +306,11 @@ def _match(
 
 
 def _find(name: str, prefix: str, checkpoint: Checkpoint) -> Origin | None:
-    for candidate in _candidates(name, prefix):
+    for candidate in candidates(name, prefix):
         if candidate in checkpoint.tensors:
             return Origin(candidate)
-    if fused := _fused(name):
-        for candidate in _candidates(fused[0], prefix):
+    if fused := fused_origin(name):
+        for candidate in candidates(fused[0], prefix):
             if candidate in checkpoint.tensors:
                 return Origin(candidate, fused[1](checkpoint.tensors[candidate].shape))
     return None

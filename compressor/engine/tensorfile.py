@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+AGAIN = "fetch the file again"
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
 
 
@@ -61,6 +63,11 @@ class TensorEntry:
         """Bytes of data on disk."""
         return self.numel * self.dtype.itemsize
 
+    def row(self, index: int) -> TensorEntry:
+        """Where the part ``index`` along the first dimension lies."""
+        size = self.nbytes // self.shape[0]
+        return TensorEntry(self.name, self.file, self.dtype, self.shape[1:], self.start + index * size)
+
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """Read and check the header of a safetensors file.
@@ -77,34 +84,40 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", fix="check the path and its permissions") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path.name} has a corrupt safetensors header", fix="fetch it again") from error
     if not isinstance(header, dict):
         raise UserError(f"{path.name} has a corrupt safetensors header", fix="fetch it again")
     header.pop("__metadata__", None)
-    return {name: _entry(path, name, facts, 8 + length, size) for name, facts in header.items()}
+    entries = {name: _entry(path, name, facts, 8 + length, size) for name, facts in header.items()}
+    place = 8 + length
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.nbytes)):
+        if entry.start != place:
+            raise UserError(f"{path.name}: tensor {entry.name!r} overlaps another one or leaves a gap", fix=AGAIN)
+        place += entry.nbytes
+    if place != size:
+        raise UserError(f"{path.name} has {size - place} bytes behind its last tensor", fix=AGAIN)
+    return entries
 
 
 def _entry(path: Path, name: str, facts: Any, data_start: int, file_size: int) -> TensorEntry:
     try:
         dtype = DTYPES[facts["dtype"]]
-        shape = tuple(int(side) for side in facts["shape"])
-        begin, end = (int(offset) for offset in facts["data_offsets"])
+        shape = tuple(index(side) for side in facts["shape"])
+        begin, end = (index(offset) for offset in facts["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path.name}: tensor {name!r} has an unreadable entry {facts!r}", fix="fetch the file again"
-        ) from error
+        raise UserError(f"{path.name}: tensor {name!r} has an unreadable entry {str(facts)[:99]}", fix=AGAIN) from error
     entry = TensorEntry(name, path, dtype, shape, data_start + begin)
     if begin < 0 or min(shape, default=0) < 0 or end - begin != entry.nbytes:
         raise UserError(
             f"{path.name}: tensor {name!r} of shape {list(shape)} needs {entry.nbytes} bytes, "
             f"the header gives it {end - begin}",
-            fix="fetch the file again",
+            fix=AGAIN,
         )
     if data_start + end > file_size:
         raise UserError(
             f"{path.name} is truncated: tensor {name!r} ends at byte {data_start + end} of {file_size}",
-            fix="fetch the file again",
+            fix=AGAIN,
         )
     return entry
 
@@ -120,7 +133,7 @@ def read_tensor(entry: TensorEntry) -> Tensor:
             while filled < entry.nbytes:
                 got = file.readinto(view[filled:])  # one call reads at most 2 GiB
                 if not got:
-                    raise UserError(f"{entry.file.name} ended inside tensor {entry.name!r}", fix="fetch the file again")
+                    raise UserError(f"{entry.file.name} ended inside tensor {entry.name!r}", fix=AGAIN)
                 filled += got
     return data.view(entry.dtype).reshape(entry.shape)
 

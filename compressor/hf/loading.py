@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
+from compressor.hf.experts import UnfusedExperts
 from compressor.hf.manifest import MODEL_TYPE, READER_AUTO_MAP, READER_NAME
 from compressor.hf.quantizer import CompressorQuantizationConfig, CompressorQuantizer, some_of
 
@@ -117,9 +118,15 @@ def packed_model_class(config: Any) -> Any:
             return (model, info) if output_loading_info else model
 
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-            """Save as the base class does, packed as it is, and the reader beside it."""
+            """Save as the base class does, packed as it is, and the reader beside it; plain when dequantized.
+
+            ValueError for a dequantized mixture of experts: the names of its parts are not those of the family's files.
+            """
+            packed = getattr(self.config, "quantization_config", None) is not None
+            if not packed and any(isinstance(module, UnfusedExperts) for module in self.modules()):
+                raise ValueError("a dequantized mixture of experts cannot be saved: save the packed model instead")
             result = super().save_pretrained(save_directory, *args, **kwargs)
-            if kwargs.get("is_main_process", True):
+            if packed and kwargs.get("is_main_process", True):
                 (Path(save_directory) / READER_NAME).write_text(_reader_text(), encoding="utf-8")
             return result
 

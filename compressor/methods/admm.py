@@ -11,11 +11,12 @@ from torch import Tensor
 
 from compressor.methods import masks
 from compressor.methods.cholesky import NotPositiveDefiniteError, inverse
-from compressor.methods.magnitude import target, without_data
+from compressor.methods.magnitude import target, without_data, zeroed
 from compressor.methods.refit import refit_if_asked
 from compressor.methods.result import Pruned
 from compressor.methods.settings import AdmmSettings
 from compressor.methods.statistics import FactorizationError, InputStatistics, check_finite, damped
+from compressor.methods.threads import matmul
 
 EVERY = 3
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
@@ -45,8 +46,8 @@ def solve(
     projection = _Projection(settings, sparsity, frozen, weight)
     B, mask, done = _iterate(weight * unit, A, projection, settings)
     notes = () if done else (f"ADMM had not settled its mask after {settings.iterations} iterations",)
-    kept = mask if frozen is None else mask & ~frozen
-    return refit_if_asked(Pruned(B.div_(unit).mul_(kept), mask, notes=notes), weight, stats, settings)
+    pruned = Pruned(zeroed(B.div_(unit), mask, frozen), mask, notes=notes)
+    return refit_if_asked(pruned, weight, stats, settings, frozen)
 
 
 class _Projection:
@@ -72,7 +73,7 @@ def _iterate(W: Tensor, A: Tensor, keep: _Projection, settings: AdmmSettings) ->
     an iteration then m n^2; the paper's one eigendecomposition makes every iteration cost 2 m n^2, and is slower from
     m = n/2 on.
     """
-    Y = W @ A
+    Y = matmul(W, A)
     rho = settings.rho
     left = settings.iterations
     while True:
@@ -82,7 +83,7 @@ def _iterate(W: Tensor, A: Tensor, keep: _Projection, settings: AdmmSettings) ->
         grown = False
         inverted = _inverse(A, rho)
         for t in range(1, left + 1):
-            B = (Y - V).add_(D, alpha=rho) @ inverted
+            B = matmul((Y - V).add_(D, alpha=rho), inverted)
             Z = torch.add(B, V, alpha=1 / rho)
             mask = keep(Z)
             D = Z * mask

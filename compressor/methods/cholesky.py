@@ -1,17 +1,18 @@
 """Blocked Cholesky and triangular inverse from matrix products: the same bits on any number of threads.
 
 Only the small diagonal blocks go to LAPACK, whose kernels for up to 64 columns do not split work over threads;
-everything else is a gemm, so the speed is that of the matrix product. MKL's fp32 gemm gives the same bits on any number
-of threads; its fp64 gemm of narrow slices does not, so fp64 work is done on one.
+everything else is a gemm, so the speed is that of the matrix product. In fp64 MKL's bits depend on the threads for more
+shapes than in fp32, so that rare work is done on one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from compressor.methods.threads import matmul, one_thread, submul_
 
 BLOCK = 64
 STRIP = 512
@@ -19,17 +20,6 @@ STRIP = 512
 
 class NotPositiveDefiniteError(ArithmeticError):
     """A pivot of the Cholesky factorization was not positive and finite."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Do what is inside on one CPU thread, for the few things whose bits would depend on the number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def cholesky_(A: Tensor, block: int = BLOCK) -> Tensor:
@@ -46,12 +36,12 @@ def cholesky_(A: Tensor, block: int = BLOCK) -> Tensor:
     for a in range(0, n, block):
         b = min(a + block, n)
         if a:
-            A[a:, a:b].addmm_(A[a:, :a], A[a:b, :a].T, alpha=-1)
+            submul_(A[a:, a:b], A[a:, :a], A[a:b, :a].T)
         L, info = torch.linalg.cholesky_ex(A[a:b, a:b].clone())
         failures.append(info)
         A[a:b, a:b] = L
         if b < n:
-            A[b:, a:b] = A[b:, a:b] @ _small_inverse(L).T
+            A[b:, a:b] = matmul(A[b:, a:b], _small_inverse(L).T)
     if torch.stack(failures).any() or not torch.isfinite(A.diagonal()).all():
         raise NotPositiveDefiniteError("not positive definite")
     return A
@@ -70,7 +60,7 @@ def triangular_inverse_(L: Tensor, block: int = BLOCK) -> Tensor:
         row = L[a:b, :a].clone()
         for c in range(0, a, STRIP):
             d = min(c + STRIP, a)
-            L[a:b, c:d] = -(inverse @ (row[:, c:] @ L[c:a, c:d]))
+            L[a:b, c:d] = -matmul(inverse, matmul(row[:, c:], L[c:a, c:d]))
         L[a:b, a:b] = inverse
         L[a:b, b:] = 0
     return L
@@ -100,7 +90,7 @@ def inverse(A: Tensor) -> Tensor:
         out = torch.empty_like(M)
         for a in range(0, M.shape[0], STRIP):
             b = min(a + STRIP, M.shape[0])
-            out[a:b, :b] = M[a:, a:b].T @ M[a:, :b]
+            out[a:b, :b] = matmul(M[a:, a:b].T, M[a:, :b])
             out[:a, a:b] = out[a:b, :a].T
         return out
 

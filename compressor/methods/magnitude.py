@@ -22,7 +22,7 @@ def solve(
 
     ``stats`` is used by the refit only.
     """
-    return refit_if_asked(by_magnitude(weight, settings, sparsity, frozen), weight, stats, settings)
+    return refit_if_asked(by_magnitude(weight, settings, sparsity, frozen), weight, stats, settings, frozen)
 
 
 def by_magnitude(weight: Tensor, settings: PruneSettings, sparsity: float | None, frozen: Tensor | None) -> Pruned:
@@ -32,8 +32,7 @@ def by_magnitude(weight: Tensor, settings: PruneSettings, sparsity: float | None
         mask = masks.keep_pattern(score, weight, *settings.group, frozen)
     else:
         mask = masks.keep_exactly(score, weight, masks.count(target(sparsity, settings), weight.numel()), frozen)
-    kept = mask if frozen is None else mask & ~frozen
-    return Pruned(weight * kept, mask)
+    return Pruned(zeroed(weight, mask, frozen), mask)
 
 
 def without_data(
@@ -43,6 +42,11 @@ def without_data(
     pruned = by_magnitude(weight, settings, sparsity, frozen)
     note = f"no usable input statistics: pruned by magnitude instead of {method}"
     return Pruned(pruned.weight, pruned.mask, notes=(note,))
+
+
+def zeroed(weight: Tensor, mask: Tensor, frozen: Tensor | None) -> Tensor:
+    """Return ``weight`` with +0.0, bit for bit, outside ``mask`` and at ``frozen`` positions (all (m, n))."""
+    return weight.masked_fill(~mask if frozen is None else ~mask | frozen, 0)
 
 
 def target(sparsity: float | None, settings: PruneSettings) -> float:

@@ -6,10 +6,12 @@ import math
 
 from torch import Tensor
 
+from compressor.methods.threads import matmul
+
 
 def row_losses(delta: Tensor, hessian: Tensor) -> Tensor:
     """Return d H d^T for every row d of ``delta`` (m, n): (m,) fp32. The same bits on any number of threads."""
-    return ((delta @ hessian) * delta).sum(1)
+    return (matmul(delta, hessian) * delta).sum(1)
 
 
 def layer_error(weight: Tensor, pruned: Tensor, hessian: Tensor) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from compressor.methods.result import Pruned
 from compressor.methods.settings import PruneSettings
 from compressor.methods.statistics import InputStatistics
+from compressor.methods.threads import matmul
 
 ITERATIONS = 20
 TOLERANCE = 1e-2
@@ -35,11 +36,12 @@ def refit(
     its start. A row stops when its preconditioned residual has shrunk by ``tolerance``.
     """
     M = mask.to(weight.dtype)
+    start = start.masked_fill(~mask, 0)
     diagonal = hessian.diagonal() + shift
-    Q = start * M
+    Q = start.clone()
 
     def times_a(P: Tensor) -> Tensor:
-        return torch.addcmul(P @ hessian, P, torch.full_like(P[:1, :1], shift))
+        return torch.addcmul(matmul(P, hessian), P, torch.full_like(P[:1, :1], shift))
 
     R = times_a(weight - Q).mul_(M)
     Z = R / diagonal
@@ -58,7 +60,8 @@ def refit(
         torch.div(R, diagonal, out=Z)
         before, rz = rz, (R * Z).sum(1, keepdim=True)
         P = torch.addcmul(Z, P, torch.where(going, rz / before, 0.0))
-    return torch.where(_better(weight, start, Q, hessian, shift)[:, None], Q, start)
+    better = _better(weight, start, Q, hessian, shift)[:, None]
+    return torch.where(better, Q, start).masked_fill_(~mask, 0)
 
 
 def _better(weight: Tensor, start: Tensor, end: Tensor, hessian: Tensor, shift: float) -> Tensor:
@@ -66,18 +69,28 @@ def _better(weight: Tensor, start: Tensor, end: Tensor, hessian: Tensor, shift: 
 
     def losses(Q: Tensor) -> tuple[Tensor, Tensor]:
         D = weight - Q
-        loss = ((D @ hessian) * D).sum(1, dtype=torch.float64)
+        loss = (matmul(D, hessian) * D).sum(1, dtype=torch.float64)
         return loss, loss + shift * D.square().sum(1, dtype=torch.float64)
 
     (plain, damped), (plain_start, damped_start) = losses(end), losses(start)
     return (plain <= plain_start) & (damped <= damped_start)
 
 
-def refit_if_asked(pruned: Pruned, weight: Tensor, stats: InputStatistics | None, settings: PruneSettings) -> Pruned:
-    """Refit ``pruned`` to the dense ``weight`` (m, n) when the settings say so and there is data; else return it."""
+def refit_if_asked(
+    pruned: Pruned,
+    weight: Tensor,
+    stats: InputStatistics | None,
+    settings: PruneSettings,
+    frozen: Tensor | None,
+) -> Pruned:
+    """Refit ``pruned`` to the dense ``weight`` (m, n) when the settings say so and there is data; else return it.
+
+    ``frozen`` (m, n) bool: stays zero, also where an N:M mask counts it as kept.
+    """
     if not settings.refit:
         return pruned
     if stats is None:
         return replace(pruned, notes=(*pruned.notes, "no usable input statistics: not refitted"))
-    Q = refit(weight, pruned.weight, pruned.mask, stats.hessian, stats.shift(settings.damp))
+    mask = pruned.mask if frozen is None else pruned.mask & ~frozen
+    Q = refit(weight, pruned.weight, mask, stats.hessian, stats.shift(settings.damp))
     return replace(pruned, weight=Q)

@@ -16,7 +16,7 @@ from compressor.methods.refit import refit_if_asked
 from compressor.methods.result import Pruned, RowGrid
 from compressor.methods.settings import SparseGPTSettings
 from compressor.methods.statistics import InputStatistics
-from compressor.methods.sweep import Decide, Snap, sweep
+from compressor.methods.sweep import Decide, Snap, Swept, sweep
 
 
 def solve(
@@ -54,10 +54,18 @@ def solve(
     notes = _notes(factor.rungs)
     if settings.bits is None:
         swept = sweep(W, U, decide=decide, span=span, block=settings.block)
-        return refit_if_asked(Pruned(swept.weight, swept.mask, notes=notes), weight, stats, settings)
+        pruned = Pruned(swept.weight, _filled_up(swept, settings, frozen), notes=notes)
+        return refit_if_asked(pruned, weight, stats, settings, frozen)
     scale, zero = row_grid(weight, settings.bits)
     swept = sweep(W, U, decide=decide, span=span, block=settings.block, snap=_snap(scale, zero, settings.bits))
-    return _coded(Pruned(swept.weight, swept.mask, notes=notes), scale, zero, settings.bits)
+    return _coded(Pruned(swept.weight, _filled_up(swept, settings, frozen), notes=notes), scale, zero, settings.bits)
+
+
+def _filled_up(swept: Swept, settings: SparseGPTSettings, frozen: Tensor | None) -> Tensor:
+    """The mask of a sweep, with N of every M kept also where frozen positions left fewer: these are kept zeros."""
+    if settings.group is None or frozen is None:
+        return swept.mask
+    return masks.keep_pattern(swept.mask.float(), swept.weight, *settings.group)
 
 
 def _by_tile(U: Tensor, m: int, pruned: int, span: int, frozen: Tensor | None) -> Decide:
@@ -89,7 +97,8 @@ def _by_group(U: Tensor, kept: int, group: int, frozen: Tensor | None) -> Decide
         columns = W.T.contiguous()
         score = (columns * reciprocal[start : start + group]).square_()
         still = None if frozen is None else frozen[:, start : start + group]
-        return masks.keep_pattern(score, columns, kept, group, still).T
+        keep = masks.keep_pattern(score, columns, kept, group, still)
+        return (keep if still is None else keep & ~still).T
 
     return decide
 
@@ -117,7 +126,7 @@ def _coded(pruned: Pruned, scale: Tensor, zero: Tensor, bits: int) -> Pruned:
 
 def _round(pruned: Pruned, weight: Tensor, bits: int) -> Pruned:
     scale, zero = row_grid(weight, bits)
-    rounded = _snap(scale[:, None], zero[:, None], bits)(0, pruned.weight) * pruned.mask
+    rounded = _snap(scale[:, None], zero[:, None], bits)(0, pruned.weight).masked_fill(~pruned.mask, 0)
     return _coded(Pruned(rounded, pruned.mask, notes=pruned.notes), scale, zero, bits)
 
 

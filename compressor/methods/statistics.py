@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from compressor.methods.cholesky import NotPositiveDefiniteError, one_thread, upper_inverse_factor
+from compressor.methods.cholesky import NotPositiveDefiniteError, upper_inverse_factor
+from compressor.methods.threads import one_thread, steady
 
 
 class FactorizationError(ArithmeticError):
@@ -72,7 +73,8 @@ class InputStatistics:
 def accumulate(hessian: Tensor, x: Tensor) -> None:
     """Add x^T x to ``hessian`` (n, n) fp32 in place; ``x`` (tokens, n) of any float dtype, multiplied in fp32."""
     x = x.to(device=hessian.device, dtype=hessian.dtype)
-    hessian.addmm_(x.T, x)
+    with steady(*hessian.shape):
+        hessian.addmm_(x.T, x)
 
 
 def damped(hessian: Tensor, damp: float, dtype: torch.dtype = torch.float32) -> Tensor:

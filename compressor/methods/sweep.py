@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.methods.threads import submul_
+
 PANEL = 16
 
 Decide = Callable[[int, Tensor], Tensor | None]
@@ -86,20 +88,20 @@ def sweep(
                 if snap is None:
                     torch.mul(W[j], drop[j], out=e)
                 else:
-                    settled = snap(j, W[j]) * keep[j]
+                    settled = snap(j, W[j]).masked_fill(~keep[j], 0)
                     torch.sub(W[j], settled, out=e).mul_(reciprocal[j])
                     W[j] = settled
                 if j + 1 < q:
                     # addr_ would be a touch faster, but its bits depend on where threads divide the columns
                     W[j + 1 : q].addcmul_(upper[j, j + 1 : q, None], e[None], value=-1)
             if q < b:
-                W[q:b].addmm_(upper[p:q, q:b].T, E[p - a : q - a], alpha=-1)
+                submul_(W[q:b], upper[p:q, q:b].T, E[p - a : q - a])
         settled_errors = E[: b - a]
         loss += settled_errors.square().sum(0)
         if b < n:
-            W[b:].addmm_(upper[a:b, b:].T, settled_errors, alpha=-1)
+            submul_(W[b:], upper[a:b, b:].T, settled_errors)
 
-    W *= keep
+    W.masked_fill_(~keep, 0)  # and not a product: that would leave negative zeros
     return Swept(W.T.contiguous(), keep.T.contiguous(), loss / 2)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from compressor.methods import masks
-from compressor.methods.magnitude import target, without_data
+from compressor.methods.magnitude import target, without_data, zeroed
 from compressor.methods.refit import refit_if_asked
 from compressor.methods.result import Pruned
 from compressor.methods.settings import WandaSettings
@@ -30,5 +30,4 @@ def solve(
         mask = masks.keep_pattern(score, weight, *settings.group, frozen)
     else:
         mask = masks.keep_rows(score, weight, masks.count(target(sparsity, settings), weight.shape[1]), frozen)
-    kept = mask if frozen is None else mask & ~frozen
-    return refit_if_asked(Pruned(weight * kept, mask), weight, stats, settings)
+    return refit_if_asked(Pruned(zeroed(weight, mask, frozen), mask), weight, stats, settings, frozen)

@@ -81,6 +81,8 @@ def evaluate(run: Run) -> list[Evaluation]:
                 tokens=text.ids.numel() - len(text.ids),
                 in_domain=known,
                 in_domain_reason=reason,
+                text_sha256=text.text_sha256,
+                tokens_sha256=text.sha256,
                 rows=[EvaluationRow(**row) for row in measured],
             )
         )
@@ -127,7 +129,7 @@ def make_report(
 ) -> Report:
     """Put together everything but the total time."""
     skeleton, recipe = run.skeleton, run.recipe
-    layers = [Layer(**row) for record in run.journal.blocks for row in record["layers"]]
+    layers = _layers(run)
     experts = [Expert(**row) for record in run.journal.blocks for row in record["experts"]]
     fallbacks = {layer.name: layer.fallback for layer in layers if layer.fallback}
     for expert in experts:
@@ -135,7 +137,7 @@ def make_report(
             (why for name, why in fallbacks.items() if name.startswith(f"{expert.module}.{expert.expert}.")), None
         )
     size = _size(run, specs, layers)
-    baseline = _baseline(run, evaluation, size)
+    baseline = _baseline(run, evaluation, size, layers)
     text_config = skeleton.config.get_text_config()
     return Report(
         tool=Tool(version=compressor.__version__, command=run.options.command, started=started, seconds=0.0),
@@ -176,6 +178,23 @@ def make_report(
     )
 
 
+def _layers(run: Run) -> list[Layer]:
+    """The rows noted block by block; where the output is dense, with the bytes that its matrices have there."""
+    rows = [row for record in run.journal.blocks for row in record["layers"]]
+    if run.recipe.save == "dense":
+        stored = {linear.name: linear.dtype for linear in run.skeleton.linears}
+        rows = [
+            row
+            | {
+                "format": str(stored[row["name"]]).removeprefix("torch."),
+                "bits_per_weight": 8.0 * stored[row["name"]].itemsize,
+                "bytes": prod(row["shape"]) * stored[row["name"]].itemsize,
+            }
+            for row in rows
+        ]
+    return [Layer(**row) for row in rows]
+
+
 def _warnings(evaluation: list[Evaluation], extra: Sequence[str]) -> list[str]:
     found = [
         f"text {text.name!r} was calibrated on as well ({text.in_domain_reason}): its perplexity flatters the result"
@@ -199,14 +218,12 @@ def _size(run: Run, specs: dict[str, dict[str, Any]], layers: list[Layer]) -> Si
     layouts = predict_layouts(skeleton, run.recipe, specs)
     tensors = sum(prod(shape) * dtype.itemsize for layout in layouts for dtype, shape in layout.values())
     accounted = tensors + container_bytes(layouts)
-    contents = read_contents(folder)
+    contents = read_contents(folder, carried_over=skeleton.extra)
     if abs(contents.weight_bytes - accounted) > 0.01 * accounted:
         raise RuntimeError(f"the weight files have {contents.weight_bytes} bytes, {accounted} were accounted for")
     linear_parameters = sum(prod(layer.shape) for layer in layers)
     parameters = skeleton.parameters()
     linear_bytes = sum(layer.bytes for layer in layers)
-    if run.recipe.save == "dense":
-        linear_bytes = sum(prod(linear.shape) * linear.dtype.itemsize for linear in skeleton.linears)
     source = skeleton.checkpoint
     return Size(
         source_bytes=source.disk_bytes,
@@ -220,12 +237,12 @@ def _size(run: Run, specs: dict[str, dict[str, Any]], layers: list[Layer]) -> Si
     )
 
 
-def _baseline(run: Run, evaluation: list[Evaluation], size: Size) -> Baseline | None:
+def _baseline(run: Run, evaluation: list[Evaluation], size: Size, layers: list[Layer]) -> Baseline | None:
     facts = _baseline_facts(run)
     if not evaluation or not facts:
         return None
     total = sum(fact["bytes"] for fact in facts.values())
-    ours = sum(layer["bytes"] for record in run.journal.blocks for layer in record["layers"])
+    ours = sum(layer.bytes for layer in layers)
     weights = fsum(prod(linear.shape) for linear in run.skeleton.linears)
     return judge(
         evaluation,

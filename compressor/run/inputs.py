@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 from torch import Tensor
 
 from compressor.calibration import TokenWindows, load_calibration
 from compressor.engine.checkpoint import EMBEDDED
 from compressor.errors import UserError
 from compressor.run.measure import Texts, default_texts, load_texts
-from compressor.run.plan import Plan
+from compressor.run.plan import Plan, context_length
 from compressor.run.progress import Voice
 
 PROBE_TOKENS = 64
@@ -40,7 +39,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     if not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")) and not any(folder.glob("vocab*")):
         raise UserError(
             f"{folder.name} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)",
-            fix="add it, or use pre-tokenized calibration (.safetensors, .npy) with --eval none",
+            fix="add the tokenizer that belongs to the model",
         )
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
@@ -78,10 +77,10 @@ def load_inputs(plan: Plan, model: str, trust_remote_code: bool, voice: Voice) -
             nsamples=settings.nsamples,
             seqlen=plan.seqlen,
             seed=settings.seed,
-            sampler=_sampler(plan, tokenizer),
+            sampler=_sampler(plan, tokenizer, trust_remote_code),
         )
         _check_ids(calibration.ids, plan)
-        voice.detail("first calibration window: " + escape("|".join(calibration.preview[:64])))
+        voice.detail("first calibration window: " + "|".join(calibration.preview[:64]))
     loaded = None
     if texts != ("none",):
         loaded = load_texts(texts, tokenizer, seqlen=plan.eval_seqlen, windows=recipe.evaluation.windows)
@@ -98,15 +97,19 @@ def _check_ids(ids: Tensor, plan: Plan) -> None:
         )
 
 
-def _sampler(plan: Plan, tokenizer: Any) -> Any:
+def _sampler(plan: Plan, tokenizer: Any, trust_remote_code: bool) -> Any:
     """Sampling from the model itself, for ``--calibration self``: loads the whole model."""
 
     def sample(nsamples: int, seqlen: int, seed: int) -> Tensor:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
         from compressor.calibration import sample_from_model
 
-        model = AutoModelForCausalLM.from_pretrained(plan.skeleton.checkpoint.folder, dtype=plan.dtype)
+        logging.disable_progress_bar()
+        model = AutoModelForCausalLM.from_pretrained(
+            plan.skeleton.checkpoint.folder, dtype=plan.dtype, trust_remote_code=trust_remote_code
+        )
         return sample_from_model(model.to(plan.device).eval(), tokenizer, nsamples, seqlen, seed)
 
     return sample
@@ -118,4 +121,5 @@ def probe_ids(inputs: Inputs, config: Any) -> Tensor:
         return inputs.texts.ids[:1, :PROBE_TOKENS].clone()
     if inputs.calibration is not None:
         return inputs.calibration.ids[:1, :PROBE_TOKENS].clone()
-    return (torch.arange(PROBE_TOKENS)[None] * 7919) % int(config.get_text_config().vocab_size)
+    length = min(PROBE_TOKENS, context_length(config) or PROBE_TOKENS)
+    return (torch.arange(length)[None] * 7919) % int(config.get_text_config().vocab_size)

@@ -15,7 +15,6 @@ from compressor.run import measure
 from compressor.run.inputs import load_tokenizer
 from compressor.run.plan import choose_device, choose_dtype, choose_seqlen
 from compressor.run.progress import Voice, quiet
-from compressor.run.settings import OutputSettings
 
 
 @torch.no_grad()
@@ -44,9 +43,6 @@ def judge_model(
         UserError: unknown model, text, device or dtype; models with different vocabularies; logits not finite.
     """
     voice = voice or quiet()
-    known = OutputSettings.model_fields["dtype"].annotation.__args__  # type: ignore[union-attr]
-    if dtype not in known:
-        raise UserError(f"unknown dtype {dtype!r} (known: {', '.join(known)})", fix="--dtype auto")
     place = choose_device(device)
     runners = {}
     for who, name in (("dense", against), ("compressed", model)):

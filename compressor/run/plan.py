@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -21,6 +21,7 @@ from compressor.formats.parts import dtype_name
 from compressor.formats.registry import format_of
 from compressor.methods.masks import count
 from compressor.run.recipe import Recipe, Stage
+from compressor.run.settings import OutputSettings
 
 PROCESS_BYTES = 600_000_000  # interpreter, torch, transformers: resident before the first tensor
 DEFAULT_SEQLEN = 2048
@@ -129,7 +130,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dtype:
-    """Resolve ``auto``: float32 on CPUs (half precision is slow and coarse there), the checkpoint's own elsewhere."""
+    """Resolve ``auto``: float32 on CPUs (half precision is slow and coarse there), the checkpoint's own elsewhere.
+
+    Raises:
+        UserError: unknown name.
+    """
+    known = get_args(OutputSettings.model_fields["dtype"].annotation)
+    if name not in known:
+        raise UserError(f"unknown dtype {name!r} (known: {', '.join(known)})", fix="--dtype auto")
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
@@ -180,7 +188,7 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     violations: list[str] = []
     for stage, linears in zip(recipe.stages, targets, strict=True):
         for linear in linears:
-            violations += _violations(stage, linear, skeleton)
+            violations += _violations(stage, linear, skeleton, first=stage is recipe.stages[0])
             specs[linear.name] = predicted_spec(stage, linear)
     if recipe.save == "packed":
         specs = {**{name: dict(spec) for name, spec in skeleton.packed.items()}, **specs}
@@ -212,7 +220,7 @@ def _targets(stage: Stage, number: int, skeleton: Skeleton) -> tuple[Linear, ...
     return chosen
 
 
-def _violations(stage: Stage, linear: Linear, skeleton: Skeleton) -> list[str]:
+def _violations(stage: Stage, linear: Linear, skeleton: Skeleton, *, first: bool) -> list[str]:
     found = []
     n = linear.shape[1]
     if (group := stage.settings.group) is not None and n % group[1]:
@@ -223,7 +231,21 @@ def _violations(stage: Stage, linear: Linear, skeleton: Skeleton) -> list[str]:
     packed = skeleton.packed.get(linear.name)
     if packed is not None and packed["format"] == "sparse-int":
         found.append(f"{linear.name} is already quantized (sparse-int) and cannot be pruned; start from its source")
+    elif packed is None or not first or (group is not None and packed["format"] != "nm"):
+        pass  # any mask can be made N:M
+    elif (zeros := _zero_share(packed)) >= stage.share:
+        found.append(
+            f"{linear.name} is already pruned to {zeros:.1%}, and the recipe asks for {stage.share:.1%}; "
+            "ask for more, or start from its source"
+        )
     return found
+
+
+def _zero_share(spec: Mapping[str, Any]) -> float:
+    """Fraction of zeros that a manifest entry promises."""
+    if spec["format"] == "nm":
+        return float(1 - spec["n"] / spec["m"])
+    return float(1 - spec["nnz"] / prod(spec["shape"])) if "nnz" in spec else 0.0
 
 
 def predicted_spec(stage: Stage, linear: Linear) -> dict[str, Any]:

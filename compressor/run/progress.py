@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -20,22 +21,22 @@ class Voice:
     def say(self, message: str) -> None:
         """Tell what is happening."""
         if self.verbosity >= 0:
-            self.console.print(message, highlight=False)
+            self.console.print(message, highlight=False, markup=False)
 
     def detail(self, message: str) -> None:
         """Tell what only ``-v`` wants to know."""
         if self.verbosity > 0:
-            self.console.print(message, highlight=False, style="dim", soft_wrap=True)
+            self.console.print(message, highlight=False, markup=False, style="dim", soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Tell what a person should not miss."""
-        self.console.print(f"[yellow]warning:[/yellow] {message}", highlight=False)
+        self.console.print(Text.assemble(("warning:", "yellow"), f" {message}"), highlight=False)
 
     @contextmanager
     def progress(self, total: int, *, done: int = 0) -> Iterator[Ticker]:
         """Show a bar over ``total`` steps, if there is a terminal to show it on."""
         bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

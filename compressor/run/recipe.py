@@ -34,6 +34,12 @@ class Stage(BaseModel):
         return METHODS[self.name]
 
     @property
+    def share(self) -> float:
+        """Fraction of zeros asked for, by sparsity or pattern."""
+        group = self.settings.group
+        return self.settings.sparsity or 0.0 if group is None else 1 - group[0] / group[1]
+
+    @property
     def needs_data(self) -> bool:
         """Whether calibration inputs are needed: by the method, its refit or its allocation."""
         return needs_data(self.name, self.settings)
@@ -148,10 +154,10 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
                 f"stage {number}: allocation owl looks at the whole model before it begins, so it must come first",
                 fix="run this stage as a command of its own on the output of the others",
             )
-        before, after = earlier.settings.sparsity, later.settings.sparsity
-        if before is not None and after is not None and after <= before:
+        before, after = earlier.share, later.share
+        if after <= before and not (earlier.settings.pattern is None and later.settings.pattern):
             raise UserError(
-                f"stage {number} asks for sparsity {after}, stage {number - 1} already leaves {before}",
+                f"stage {number} asks for sparsity {after:g}, stage {number - 1} already leaves {before:g}",
                 fix="sparsities along a chain must rise",
             )
 
@@ -172,7 +178,7 @@ def load_recipe(path: str) -> Recipe:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read recipe {path}: {error}", fix="give a YAML file or a ready recipe") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path} should hold a mapping with 'stages'", fix="see recipes/ for examples")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from compressor.engine.checkpoint import open_checkpoint, resolve_model
-from compressor.engine.skeleton import load_config
+from compressor.engine.skeleton import build_skeleton
 from compressor.errors import UserError
 from compressor.run.inputs import load_tokenizer
-from compressor.run.plan import choose_device, choose_dtype
+from compressor.run.plan import choose_device, choose_dtype, context_length
 
 
 @torch.no_grad()
@@ -29,20 +29,23 @@ def continue_text(
         temperature: 0 takes the likeliest token at each step.
 
     Raises:
-        UserError: unknown model or device, no tokenizer, or an empty prompt.
+        UserError: unknown model or device, no tokenizer, an empty prompt or one that fills the context.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     folder = resolve_model(model)
     checkpoint = open_checkpoint(folder)
-    load_config(folder, trust_remote_code=trust_remote_code)
+    skeleton = build_skeleton(checkpoint, trust_remote_code=trust_remote_code)  # refuses what is incomplete
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
     if not ids.numel():
         raise UserError("the prompt has no tokens", fix="--prompt TEXT")
+    room = (context_length(skeleton.config) or ids.numel() + tokens) - ids.numel()
+    if room < 1:
+        raise UserError(f"the prompt of {ids.numel()} tokens fills the model's context", fix="shorten --prompt")
     place = choose_device(device)
-    stored = next(entry.dtype for entry in checkpoint.tensors.values() if entry.dtype.is_floating_point)
+    stored = skeleton.linears[0].dtype
     logging.disable_progress_bar()
     network = AutoModelForCausalLM.from_pretrained(
         folder, dtype=choose_dtype(dtype, place, stored), trust_remote_code=trust_remote_code
@@ -50,7 +53,7 @@ def continue_text(
     network = network.to(place).eval()
     generator = torch.Generator().manual_seed(seed)
     out, cache, step = ids.to(place), None, ids.to(place)
-    for _ in range(tokens):
+    for _ in range(min(tokens, room)):
         result = network(input_ids=step, past_key_values=cache, use_cache=True)
         cache, logits = result.past_key_values, result.logits[0, -1].float().cpu()
         if temperature > 0:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class CalibrationSettings(BaseModel):
@@ -33,6 +33,13 @@ class EvaluationSettings(BaseModel):
     windows: int = Field(32, ge=1, description="token windows evaluated of each text")
     seqlen: int | None = Field(None, ge=2, description="tokens in an evaluation window (default: as calibration)")
     baseline: bool = Field(True, description="set plain rounding of the same bytes beside the result")
+
+    @field_validator("texts")
+    @classmethod
+    def _none_stands_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "none" in value and len(value) > 1:
+            raise ValueError("'none' and a text exclude each other")
+        return value
 
 
 class OutputSettings(BaseModel):

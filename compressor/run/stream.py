@@ -6,9 +6,10 @@ Reads top to bottom: :func:`compress` opens and checks everything, then visits t
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.journal import Journal, exclusive, open_journal
 from compressor.engine.limits import available_memory
 from compressor.engine.observe import observe
-from compressor.engine.output import check_disk, check_output, finish_shards, publish, working_folder
+from compressor.engine.output import (
+    check_disk,
+    check_output,
+    check_working,
+    clear_working,
+    finish_shards,
+    publish,
+    working_folder,
+)
 from compressor.engine.skeleton import Linear, Skeleton, build_skeleton
 from compressor.errors import UserError
 from compressor.report.schema import Report
@@ -110,6 +119,7 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
         UserError: anything the user can mend; the input is untouched and no output folder exists.
     """
     voice = voice or quiet()
+    options = replace(options, output=Path(os.path.abspath(options.output)))  # noqa: PTH100  # "." needs a name
     began, started = time.perf_counter(), finish.utc_now()
     checkpoint, plan = foresee(recipe, model, trust_remote_code=options.trust_remote_code, revision=options.revision)
     plan.refuse()
@@ -119,10 +129,12 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
     inputs = load_inputs(plan, model, options.trust_remote_code, voice)
     digest = _read_through(checkpoint, voice)
     work = working_folder(options.output)
-    if options.fresh and work.exists():
-        shutil.rmtree(work)
-    (work / "model").mkdir(parents=True, exist_ok=True)
+    check_working(work)
+    work.mkdir(parents=True, exist_ok=True)
     with exclusive(work):
+        if options.fresh or not (work / "model").exists():  # to be forgotten, or killed after it was published
+            clear_working(work)
+        (work / "model").mkdir(exist_ok=True)
         journal = open_journal(work, _fingerprint(recipe, digest, inputs, plan))
         runner = BlockRunner(plan.skeleton, device=plan.device, dtype=plan.dtype)
         run = Run(recipe, options, model, plan.skeleton, plan, inputs, runner, journal, voice)

@@ -63,7 +63,7 @@ def _kept(linear: Linear, representation: Representation, *, packed: bool) -> di
         "shape": list(linear.shape),
         "method": "kept",
         "format": representation.spec(linear.dtype)["format"] if packed else str(linear.dtype).removeprefix("torch."),
-        "sparsity": 0.0,
+        "sparsity": float((representation.dense() == 0).sum()) / (linear.shape[0] * linear.shape[1]) if packed else 0.0,
         "bits_per_weight": 8 * size / (linear.shape[0] * linear.shape[1]),
         "bytes": size,
     }

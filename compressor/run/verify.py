@@ -113,7 +113,10 @@ def recompute(request: dict[str, Any]) -> Tensor:
 
 
 def _serve() -> None:
-    import transformers  # noqa: F401  # while the other process still works
+    from transformers.utils import logging  # while the other process still works
+
+    logging.disable_progress_bar()  # standard error is the user's
+    logging.set_verbosity_error()
 
     line = sys.stdin.readline()
     if not line.strip():

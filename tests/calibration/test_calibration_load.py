@@ -71,7 +71,7 @@ def test_short_documents_are_joined_with_eos(tmp_path: Path, tokenizer: Any) -> 
 
 
 def test_join_option(tmp_path: Path, tokenizer: Any, bare_tokenizer: Any) -> None:
-    words = sentences(3, 20, words=5)
+    words = sentences(3, 40, words=5)
     file = write_texts(tmp_path / "a.jsonl", words)
     loaded = load(f"{file}:join=space,sampling=first", tokenizer=tokenizer)
     assert loaded.sources[0]["join"] == "space"

@@ -62,9 +62,9 @@ def test_windows_are_pieces_of_the_stream(
             assert torch.equal(drawn.flatten(), stream[: count * length])
 
 
-def test_every_place_of_the_stream_is_reached() -> None:
-    starts = {int(draw_windows(torch.arange(10), 1, 4, generator_for(seed, 0), what="x")[0, 0]) for seed in range(200)}
-    assert starts == set(range(7))
+def test_windows_start_anywhere() -> None:
+    starts = {int(draw_windows(torch.arange(11), 1, 4, generator_for(seed, 0), what="x")[0, 0]) for seed in range(200)}
+    assert starts == set(range(8))
 
 
 def test_the_message_names_the_largest_number_that_works() -> None:

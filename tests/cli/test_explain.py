@@ -265,6 +265,13 @@ def test_the_ledger_knows_the_source(llama: Path, tmp_path: Path, request: pytes
     assert bitmask.source_bytes == 2 * BLOCKS * WIDTH * WIDTH
 
 
+def test_a_tied_embedding_may_be_stored_under_either_name(tmp_path: Path) -> None:
+    head = write_folder(tmp_path / "h", {"lm_head.weight": torch.zeros(32, 4)}, {})
+    embedding = write_folder(tmp_path / "e", {"model.embed_tokens.weight": torch.zeros(32, 4)}, {})
+    rows = {row.group: row for row in read_contents(embedding).ledger(read_contents(head))}
+    assert rows["embeddings"].source_bytes == 4 * 32 * 4
+
+
 def test_a_source_that_lacks_the_prefix_or_the_tensor(tmp_path: Path) -> None:
     short = write_folder(tmp_path / "s", {"h.0.a.weight": torch.zeros(4, 4), "b.weight": torch.zeros(2)}, {})
     long = {"transformer.h.0.a.weight": torch.zeros(4, 4), "transformer.other.weight": torch.zeros(2)}

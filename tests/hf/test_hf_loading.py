@@ -148,6 +148,10 @@ for family in ("llama", "qwen3_moe"):
 dense = here / "dense"
 AutoModelForCausalLM.from_pretrained(here / "llama").dequantize().save_pretrained(dense)
 assert json.loads((dense / "config.json").read_text())["model_type"] == "llama"
+assert not (dense / "modeling_compressor.py").exists()
+mixture = AutoModelForCausalLM.from_pretrained(here / "qwen3_moe").dequantize()
+check(mixture, "qwen3_moe")
+refuses("saving experts apart", "mixture of experts", lambda: mixture.save_pretrained(here / "mixture"))
 plain = AutoModelForCausalLM.from_pretrained(dense)
 assert type(plain) is LlamaForCausalLM
 check(plain, "llama")

@@ -38,6 +38,7 @@ def test_counts_are_exact_and_zeros_stand_outside_the_mask(name: str, refit: boo
     assert pruned.weight.is_contiguous() and pruned.mask.is_contiguous()
     assert pruned.weight.shape == pruned.mask.shape == W.shape
     assert not pruned.weight[~pruned.mask].any() and torch.isfinite(pruned.weight).all()
+    assert not torch.signbit(pruned.weight[~pruned.mask]).any()
     assert pruned.codes is None and pruned.notes == ()
     if settings.group is not None:
         kept, group = settings.group
@@ -95,7 +96,7 @@ def test_dead_inputs_go_first(name: str) -> None:
 def test_same_bits_on_one_and_two_threads(
     name: str, target: float | str, on_threads: Callable[..., list[Pruned]]
 ) -> None:
-    W, H, tokens = correlated(1501, 200)
+    W, H, tokens = correlated(401, 104)
     given = {"pattern": target} if isinstance(target, str) else {"sparsity": target}
     settings = METHODS[name].settings(refit=True, **given)
     one, two = on_threads(lambda: solve(name, W, stats_of(H, tokens), settings))

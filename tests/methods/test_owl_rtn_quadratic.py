@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -39,7 +40,7 @@ def test_allocation_meets_the_target_exactly(blocks: list[tuple[float, int]], sp
     assert all(0 < g < 1 for g in got)
     assert max(got) - min(got) <= 2 * band + 1e-9
     order = sorted(range(len(got)), key=lambda i: scores[i])
-    assert all(got[a] >= got[b] - 1e-12 for a, b in zip(order, order[1:], strict=False))
+    assert all(got[a] >= got[b] - 1e-12 for a, b in itertools.pairwise(order))
 
 
 def test_allocation_as_published() -> None:
@@ -80,7 +81,8 @@ def test_round_to_nearest(bits: int, group: int | None) -> None:
         codes = q / scale
         assert torch.allclose(codes, codes.round(), atol=1e-3)
         assert codes.min() >= -(2 ** (bits - 1)) and codes.max() <= 2 ** (bits - 1) - 1
-        assert ((w - q).abs() <= scale * 0.502 + 1e-6).all()
+        # fp16 rounds the scale by up to 2^-11, which the outermost code sees 2^(bits-1) times
+        assert ((w - q).abs() <= scale * (0.5 + 2**bits / 2**11) + 1e-6).all()
     assert not round_to_nearest(torch.zeros(2, 5), bits, group).any()
 
 

@@ -1,0 +1,30 @@
+"""Fixtures of all folders. This file also puts ``tests/`` on the path, for ``tiny_models``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text to calibrate on."""
+    file = tmp_path_factory.mktemp("text") / "calibration.txt"
+    file.write_text(tiny_models.text(1), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another text, to evaluate on."""
+    file = tmp_path_factory.mktemp("text") / "heldout.txt"
+    file.write_text(tiny_models.text(2), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with GQA and tied embeddings, with tokenizer. Not to be written to."""
+    return tiny_models.save(tiny_models.random_model("llama"), tmp_path_factory.mktemp("models") / "llama")

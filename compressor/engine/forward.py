@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from compressor.engine.skeleton import Skeleton
 
-TOKENS_PER_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ class Stream:
         return Stream(self.ids, self.states.clone(), self.calls, self.batch)
 
 
-def batch_size(length: int) -> int:
-    """Windows per forward pass, so that a batch holds about ``TOKENS_PER_BATCH`` tokens."""
-    return max(1, TOKENS_PER_BATCH // length)
+def batch_tokens(device: torch.device) -> int:
+    """Tokens in a forward pass: on CPUs more would only take memory, accelerators want to be filled."""
+    return 1024 if device.type == "cpu" else 8192
 
 
 class BlockRunner:
@@ -124,7 +123,7 @@ class BlockRunner:
         Args:
             ids: (windows, length) int64.
         """
-        size = batch_size(ids.shape[1])
+        size = max(1, batch_tokens(self.device) // ids.shape[1])
         if self._returns_tuple is None:
             self._returns_tuple = self._learn_return_type(ids[:1])
         states: list[Tensor] = []

@@ -6,7 +6,7 @@ Linears that are given the very same tensor (q, k, v; gate, up) share one Hessia
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.skeleton import Linear
 from compressor.errors import UserError
-from compressor.methods.statistics import InputStatistics, accumulate
+from compressor.methods.statistics import InputStatistics, accumulate, all_finite
 
 
 @dataclass
@@ -33,6 +33,10 @@ class Observation:
     bad_tokens: dict[str, int] = field(default_factory=dict)
 
 
+class _SeenEnoughError(Exception):
+    """Leaves a block behind its last linear."""
+
+
 class _Gatherer:
     """Finds out in the first batch who shares whose input; accumulates for the leaders only."""
 
@@ -43,8 +47,22 @@ class _Gatherer:
         self.leaders: dict[str, str] = {}
         # The inputs of the first batch stay referenced until it is over, so that no address serves twice.
         self.inputs: list[tuple[str, Tensor]] | None = []
+        self.last = ""  # the linear that was reached last
 
     def __call__(self, name: str, x: Tensor) -> None:
+        if self.inputs is None and name == self.last:
+            self.record(name, x)
+            raise _SeenEnoughError
+        self.record(name, x)
+
+    def end_first_batch(self) -> None:
+        """Let go of the inputs. What comes after the last linear is thrown away, so later batches stop there, unless
+        linears are called several times or, as experts are, in an order that depends on the data."""
+        self.inputs = None
+        if any(calls != 1 for calls in self.seen.calls.values()) or any(".experts." in name for name in self.widths):
+            self.last = ""
+
+    def record(self, name: str, x: Tensor) -> None:
         if self.inputs is not None:
             self._learn(name, x, self.inputs)
         leader = self.leaders.setdefault(name, _expert_leader(name, self.widths) or name)
@@ -54,6 +72,7 @@ class _Gatherer:
 
     def _learn(self, name: str, x: Tensor, inputs: list[tuple[str, Tensor]]) -> None:
         self.seen.calls[name] += 1
+        self.last = name
         source = next((owner for owner, other in inputs if _same(other, x)), None)
         if name not in self.leaders:
             self.leaders[name] = source or _expert_leader(name, self.widths) or name
@@ -72,8 +91,8 @@ class _Gatherer:
 
     def _add(self, name: str, x: Tensor, statistics: InputStatistics) -> None:
         rows = x.reshape(-1, x.shape[-1])
-        finite = torch.isfinite(rows).all(dim=-1)
-        if not bool(finite.all()):
+        if not all_finite(rows):
+            finite = torch.isfinite(rows).all(dim=-1)
             self.seen.bad_tokens[name] += int((~finite).sum())
             rows = rows[finite]
         accumulate(statistics.hessian, rows)
@@ -93,8 +112,10 @@ def observe(runner: BlockRunner, block: int, linears: list[Linear], stream: Stre
     gatherer = _Gatherer(linears, runner.device)
     with inputs_hooked(modules, gatherer):
         for number, span in stream.batches():
-            runner.forward(block, stream, number, span)
-            gatherer.inputs = None
+            with suppress(_SeenEnoughError):
+                runner.forward(block, stream, number, span)
+            if number == 0:
+                gatherer.end_first_batch()
     return gatherer.finish()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from compressor.engine.checkpoint import Checkpoint
 from compressor.engine.names import candidates, fused_origin, plain_name
@@ -198,7 +199,7 @@ def build_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False, c
 
     config = config or load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
     try:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), _EmptyOnMeta():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=torch.float32)
     except Exception as error:
         first = str(error).strip().splitlines()[0]
@@ -220,6 +221,14 @@ def build_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False, c
     extra = tuple(sorted(set(checkpoint.tensors) - used))
     skeleton = Skeleton(checkpoint, config, model, block_names, (), origins, tied, extra, tuple(experts), packed)
     return Skeleton(**{**skeleton.__dict__, "linears": _find_linears(skeleton)})
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Parameters are born on the meta device. Made for real and then moved, they would never be touched, but the holes
+    they leave in the address space would grow with the number of blocks."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
 def find_blocks(model: nn.Module) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from compressor.errors import UserError, nearest
@@ -23,6 +22,7 @@ from compressor.methods.statistics import (
     InverseFactor,
     NonFiniteHessianError,
     accumulate,
+    all_finite,
 )
 
 METHODS: Final[dict[str, Method]] = {
@@ -83,13 +83,13 @@ def solve(
     if stats is not None and stats.hessian.shape != (weight.shape[1], weight.shape[1]):
         raise ValueError(f"a Hessian {tuple(stats.hessian.shape)} does not belong to a weight {tuple(weight.shape)}")
     weight = weight.detach().float()
-    if not bool(torch.isfinite(weight).all()):
+    if not all_finite(weight):
         raise UserError("the weight holds NaN or infinite values", fix="leave the module out with --exclude")
     pruned = entry.solve(weight, stats, settings, sparsity, frozen)
-    if not bool(torch.isfinite(pruned.weight).all()):
+    if not all_finite(pruned.weight):
         raise FactorizationError(f"{method} gave values that are not finite")
     wrong = ~pruned.mask if frozen is None else ~pruned.mask | frozen
-    if bool(pruned.weight[wrong].any()):
+    if bool((pruned.weight != 0).logical_and_(wrong).any()):
         raise RuntimeError(f"{method} left weights outside its mask; please report this")
     return pruned
 

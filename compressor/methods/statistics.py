@@ -71,10 +71,18 @@ class InputStatistics:
 
 
 def accumulate(hessian: Tensor, x: Tensor) -> None:
-    """Add x^T x to ``hessian`` (n, n) fp32 in place; ``x`` (tokens, n) of any float dtype, multiplied in fp32."""
+    """Add x^T x to ``hessian`` (n, n) fp32 in place; ``x`` (tokens, n) of any float dtype, multiplied in fp32.
+
+    Only strips of the upper triangle are multiplied, and mirrored: little more than half of the work.
+    """
     x = x.to(device=hessian.device, dtype=hessian.dtype)
-    with steady(*hessian.shape):
-        hessian.addmm_(x.T, x)
+    n = len(hessian)
+    strip = max(128, -(-n // 8))
+    for a in range(0, n, strip):
+        b = min(a + strip, n)
+        with steady(b - a, n - a):
+            hessian[a:b, a:].addmm_(x[:, a:b].T, x[:, a:])
+        hessian[b:, a:b] = hessian[a:b, b:].T
 
 
 def damped(hessian: Tensor, damp: float, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -87,10 +95,15 @@ def damped(hessian: Tensor, damp: float, dtype: torch.dtype = torch.float32) -> 
     return A
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether ``x`` holds neither NaN nor infinity: from its extremes, several times faster than element by element."""
+    return x.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(x))).all())
+
+
 def check_finite(hessian: Tensor) -> None:
     """Raise NonFiniteHessianError if ``hessian`` holds NaN or infinity."""
-    bad = int((~torch.isfinite(hessian)).sum())
-    if bad:
+    if not all_finite(hessian):
+        bad = int((~torch.isfinite(hessian)).sum())
         raise NonFiniteHessianError(
             f"the Hessian of this input has {bad} of {hessian.numel()} entries that are not finite: "
             "the activations overflowed or were NaN"
@@ -117,7 +130,7 @@ def inverse_factor(hessian: Tensor, damp: float) -> InverseFactor:
             U = attempt().float()
         except (NotPositiveDefiniteError, LinAlgError):
             continue
-        if bool(torch.isfinite(U).all()) and bool((U.diagonal() > 0).all()):
+        if all_finite(U) and bool((U.diagonal() > 0).all()):
             return InverseFactor(U, dead, finally_damp, tuple(rungs))
     raise FactorizationError(f"the Hessian of this input cannot be factorized (tried: fp32, {', '.join(rungs)})")
 

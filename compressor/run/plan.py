@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 
 from compressor.engine.checkpoint import Checkpoint
-from compressor.engine.forward import TOKENS_PER_BATCH
+from compressor.engine.forward import batch_tokens
 from compressor.engine.output import container_bytes
 from compressor.engine.skeleton import Linear, Skeleton
 from compressor.engine.tensorfile import Layout
@@ -81,7 +81,7 @@ class Plan:
         block = max(sum(prod(self.skeleton.stored(n)[1]) for n in self.skeleton.block_tensors(b)) for b in blocks)
         hessians = max(_hessian_bytes([x for x in self.skeleton.linears if x.block == b]) for b in blocks)
         widest = max(max(linear.shape) for linear in self.skeleton.linears)
-        activations = 6 * TOKENS_PER_BATCH * widest * itemsize
+        activations = 6 * max(batch_tokens(self.device), self.seqlen, self.eval_seqlen) * widest * itemsize
         largest = max(prod(linear.shape) for linear in self.skeleton.linears)
         solver = 6 * 4 * largest if self.recipe.stages else 0
         data = hessians if self.recipe.needs_data else 0

@@ -53,7 +53,7 @@ def packed(family: str, source: Path, calibration: Path, tmp_path_factory: pytes
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "TOKENS_PER_BATCH", 2 * tiny_models.LENGTH)  # 5 windows: 2, 2 and 1
+    monkeypatch.setattr(forward, "batch_tokens", lambda _: 2 * tiny_models.LENGTH)  # 5 windows: 2, 2 and 1
 
 
 @pytest.mark.usefixtures("small_batches")

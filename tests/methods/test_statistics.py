@@ -112,3 +112,11 @@ def test_ladder_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "upper_inverse_factor", never)
     with pytest.raises(FactorizationError, match=r"tried: fp32, fp64, damp 0.02.*eigenvalue clamp"):
         InputStatistics(torch.eye(10), 5).factor(0.01)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_all_finite(bad: float) -> None:
+    x = torch.full((300, 70), 3e38)  # its sum would overflow
+    assert module.all_finite(x) and module.all_finite(x[:0])
+    x[17, 69] = bad
+    assert not module.all_finite(x)

@@ -79,6 +79,7 @@ def killer(patch: pytest.MonkeyPatch, fatal: int) -> list[str]:
     return done
 
 
+@pytest.mark.slow
 def test_killed_before_any_file_operation(
     source: Path, recipe: Any, uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

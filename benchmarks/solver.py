@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.sections import machine_line, number, table, write_section
-from compressor.methods import InputStatistics, solve
 from compressor.methods.quadratic import layer_error
 from compressor.methods.settings import SparseGPTSettings
+from compressor.methods.table import InputStatistics, solve
 
 DAMP, BLOCK, SPARSITY = 0.01, 128, 0.5
 

@@ -22,23 +22,25 @@ def fetch_pip(folder):
         sys.exit(f"found no pip wheel at {index}")
     link, _ = max(wheels, key=lambda wheel: [int(part) for part in wheel[1].split(".")])
     url = urllib.parse.urljoin(index, link).partition("#")[0]
-    path = os.path.join(folder, url.rsplit("/", 1)[1])
+    path = f"{folder}/{url.rsplit('/', 1)[1]}"
     urllib.request.urlretrieve(url, path)
     return path
 
 
 def main():
-    if sys.version_info < (3, 10):
-        sys.exit(f"compressor needs Python 3.10 or newer, this is {sys.version.split()[0]}; set PYTHON=/path/to/python3")
+    if sys.version_info < (3, 10):  # noqa: UP036  # any Python may run this file
+        sys.exit(
+            f"compressor needs Python 3.10 or newer, this is {sys.version.split()[0]}; set PYTHON=/path/to/python3"
+        )
     target = sys.argv[1]
     try:
         import ensurepip  # noqa: F401
     except ImportError:
         venv.create(target, with_pip=False, clear=True)
-        python = os.path.join(target, "bin", "python")
+        python = f"{target}/bin/python"
         with tempfile.TemporaryDirectory() as folder:
             wheel = fetch_pip(folder)
-            subprocess.run([python, os.path.join(wheel, "pip"), "install", "--quiet", wheel], check=True)
+            subprocess.run([python, f"{wheel}/pip", "install", "--quiet", wheel], check=True)
     else:
         venv.create(target, with_pip=True, clear=True)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from compressor.cli.tables import add_row, json_text, new_table, printable, wide_console
-from compressor.report.comparison import Entry, Group, compare_texts, missing_commands, read_entries
 from compressor.report.environment import plain
 from compressor.report.numbers import ABSENT, bytes_text, change, percent, significant
 
 LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
+
+if TYPE_CHECKING:
+    from compressor.report.comparison import Entry, Group
 
 
 def compare(
@@ -25,6 +27,8 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="For machines: one JSON object.")] = False,
 ) -> None:
     """Compare bytes, bits per weight, and quality where it was measured by the same protocol on the same tokens."""
+    from compressor.report.comparison import compare_texts, missing_commands, read_entries
+
     entries = read_entries(models)
     groups = compare_texts(entries)
     missing = missing_commands(entries)

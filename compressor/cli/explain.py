@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from compressor.cli.tables import add_row, json_text, new_table, printable, wide_console
-from compressor.report.contents import Contents, Item, read_contents
 from compressor.report.names import fold_names
 from compressor.report.numbers import ABSENT, bytes_text, parameters_text, percent, share, significant
 from compressor.report.schema import LedgerRow
+
+if TYPE_CHECKING:
+    from compressor.report.contents import Contents, Item
 
 
 def explain(
@@ -25,6 +27,8 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="For machines: one JSON object, nothing folded.")] = False,
 ) -> None:
     """Show the formats, bits, sparsity and size ledger of a model folder, and what can load it. Reads headers only."""
+    from compressor.report.contents import read_contents
+
     contents = read_contents(path, scan=scan)
     if as_json:
         typer.echo(json_text(explain_json(contents)))

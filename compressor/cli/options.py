@@ -58,6 +58,10 @@ def method_options(classes: Mapping[str, type[BaseModel]], panel: str) -> list[i
             common = len(users) == len(classes)
             note = "" if common else f" ({', '.join(users)} only)"
             shared = base.model_fields[name] if common and name in base.model_fields else info
+            differ = [method for method in users if classes[method].model_fields[name].default != shared.default]
+            if differ:
+                default = classes[differ[0]].model_fields[name].default
+                note += f" (default for {', '.join(differ)}: {_shown(default)})"
             out.append(option(name, shared, note=note, panel=panel))
     return out
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from compressor.engine.skeleton import Skeleton
 
 
-
 @dataclass(frozen=True)
 class BlockCall:
     """Everything but the hidden states with which the model calls a block."""

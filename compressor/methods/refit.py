@@ -17,8 +17,7 @@ from compressor.methods.settings import PruneSettings
 from compressor.methods.statistics import InputStatistics
 from compressor.methods.threads import matmul
 
-ITERATIONS = 20
-TOLERANCE = 1e-2
+TOLERANCE = 1e-3
 
 
 def refit(
@@ -27,7 +26,7 @@ def refit(
     mask: Tensor,
     hessian: Tensor,
     shift: float,
-    iterations: int = ITERATIONS,
+    iterations: int = 20,
     tolerance: float = TOLERANCE,
 ) -> Tensor:
     """Return Q (m, n), zero outside ``mask``, at least as close to ``weight`` (m, n) as ``start`` (m, n), row by row.
@@ -92,5 +91,5 @@ def refit_if_asked(
     if stats is None:
         return replace(pruned, notes=(*pruned.notes, "no usable input statistics: not refitted"))
     mask = pruned.mask if frozen is None else pruned.mask & ~frozen
-    Q = refit(weight, pruned.weight, mask, stats.hessian, stats.shift(settings.damp))
+    Q = refit(weight, pruned.weight, mask, stats.hessian, stats.shift(settings.damp), settings.refit_iterations)
     return replace(pruned, weight=Q)

@@ -55,6 +55,10 @@ class PruneSettings(BaseModel):
         False, description="afterwards refit the kept weights by least squares on the calibration inputs (masked PCG)"
     )
 
+    refit_iterations: int = Field(
+        5, ge=1, description="refit: steps of conjugate gradients; few generalise better than many"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _default_sparsity(cls, data: Any) -> Any:
@@ -105,6 +109,17 @@ class SparseGPTSettings(PruneSettings):
     bits: int | None = Field(
         None, ge=2, le=8, description="round the kept weights to this many bits (one grid per row) in the same sweep"
     )
+
+    refit: bool = Field(
+        True, description="afterwards refit the kept weights by least squares; --no-refit is SparseGPT as published"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bits_stay_on_their_grid(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("bits") is not None and "refit" not in data:
+            return {**data, "refit": False}
+        return data
 
     @model_validator(mode="after")
     def _check_bits(self) -> SparseGPTSettings:

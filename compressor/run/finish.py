@@ -249,6 +249,7 @@ def _baseline(run: Run, evaluation: list[Evaluation], size: Size, layers: list[L
         label=baseline_label(run),
         bits_per_weight=8 * total / weights,
         bytes=size.output_bytes - ours + total,
+        compressed_bytes=size.output_bytes,
     )
 
 
@@ -257,7 +258,7 @@ def _calibration(run: Run) -> Calibration | None:
     if windows is None:
         return None
     return Calibration(
-        sources=[_without_home(source) for source in windows.sources],
+        sources=[_shown(source) for source in windows.sources],
         nsamples=len(windows.ids),
         seqlen=windows.ids.shape[1],
         seed=run.recipe.calibration.seed,
@@ -266,15 +267,13 @@ def _calibration(run: Run) -> Calibration | None:
     )
 
 
-def _without_home(value: Any) -> Any:
-    """The same facts with the home folder written as ``~``: a report is made to be shown."""
-    if isinstance(value, str):
-        return value.replace(str(Path.home()), "~") if len(str(Path.home())) > 1 else value
-    if isinstance(value, dict):
-        return {key: _without_home(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_home(item) for item in value]
-    return value
+def _shown(source: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a calibration source with local files named without their folder: a report is made to be shown."""
+    path = source.get("path")
+    if not isinstance(path, str) or not Path(path).is_absolute():
+        return source
+    folder = str(Path(path).parent) + os.sep
+    return {key: value.replace(folder, "") if isinstance(value, str) else value for key, value in source.items()}
 
 
 def _resumed(run: Run) -> Resumed | None:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.calibration.folders import data_folder
 from compressor.errors import UserError, nearest
-from compressor.methods import METHODS, Method, needs_data
 from compressor.methods.settings import PruneSettings
+from compressor.methods.table import METHODS, Method, needs_data
 from compressor.run.settings import CalibrationSettings, EvaluationSettings, OutputSettings
 
 STAGES = ("prune",)

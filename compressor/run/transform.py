@@ -13,9 +13,9 @@ from compressor.engine.forward import BlockRunner
 from compressor.engine.observe import Observation
 from compressor.engine.skeleton import Linear, Skeleton
 from compressor.formats import Dense, Masked, Representation, SparseInt, nbytes, pack
-from compressor.methods import FactorizationError, Pruned, solve
 from compressor.methods.quadratic import layer_error
 from compressor.methods.statistics import InputStatistics
+from compressor.methods.table import FactorizationError, Pruned, solve
 from compressor.run.recipe import Stage
 
 # An expert that fewer tokens reached than this has no usable Hessian (share of the calibration tokens; and an

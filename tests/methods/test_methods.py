@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from compressor.errors import UserError
-from compressor.methods import METHODS, InputStatistics, Pruned, masks, needs_data, solve
+from compressor.methods import masks
 from compressor.methods.quadratic import layer_error
 from compressor.methods.settings import AdmmSettings, MagnitudeSettings, SparseGPTSettings, WandaSettings
+from compressor.methods.table import METHODS, InputStatistics, Pruned, needs_data, solve
 from tests.methods import reference
 from tests.methods.reference import correlated
 
@@ -156,7 +157,7 @@ def test_wanda_takes_the_smallest_of_each_row() -> None:
 @pytest.mark.parametrize(("m", "n", "block"), [(7, 90, 32), (33, 128, 128), (20, 150, 64), (1, 40, 1)])
 def test_sparsegpt_matches_the_plain_loop(m: int, n: int, block: int) -> None:
     W, H, tokens = correlated(m, n)
-    pruned = solve("sparsegpt", W, stats_of(H, tokens), SparseGPTSettings(sparsity=0.55, block=block))
+    pruned = solve("sparsegpt", W, stats_of(H, tokens), SparseGPTSettings(sparsity=0.55, block=block, refit=False))
     free = [m * min(block, n - a) for a in range(0, n, block)]
     counts = masks.tile_counts(masks.count(0.55, m * n), free)
     Q, keep = reference.sparsegpt(W, reference.published_factor(H, 0.01), counts=counts, block=block)
@@ -167,7 +168,7 @@ def test_sparsegpt_matches_the_plain_loop(m: int, n: int, block: int) -> None:
 @pytest.mark.parametrize(("m", "n", "pattern"), [(7, 96, (2, 4)), (11, 80, (4, 8)), (5, 60, (2, 3)), (4, 96, (7, 32))])
 def test_sparsegpt_n_of_m_matches_the_plain_loop(m: int, n: int, pattern: tuple[int, int]) -> None:
     W, H, tokens = correlated(m, n)
-    settings = SparseGPTSettings(pattern=f"{pattern[0]}:{pattern[1]}", block=40)
+    settings = SparseGPTSettings(pattern=f"{pattern[0]}:{pattern[1]}", block=40, refit=False)
     pruned = solve("sparsegpt", W, stats_of(H, tokens), settings)
     Q, keep = reference.sparsegpt(W, reference.published_factor(H, 0.01), pattern=pattern)
     assert torch.equal(pruned.mask, keep)
@@ -197,7 +198,7 @@ def test_joint_quantization(bits: int, target: float | str, data: bool) -> None:
 def test_joint_quantization_beats_rounding_afterwards() -> None:
     W, H, tokens = correlated(60, 200)
     joint = solve("sparsegpt", W, stats_of(H, tokens), SparseGPTSettings(bits=3))
-    alone = solve("sparsegpt", W, stats_of(H, tokens), SparseGPTSettings())
+    alone = solve("sparsegpt", W, stats_of(H, tokens), SparseGPTSettings(refit=False))
     assert joint.codes is not None
     scale, zero = joint.codes.scale[:, None], joint.codes.zero.float()[:, None]
     rounded = (((alone.weight / scale).round() + zero).clamp(0, 7) - zero) * scale * alone.mask

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from compressor.methods import METHODS
 from compressor.methods.settings import AdmmSettings, PruneSettings, SparseGPTSettings, parse_pattern
+from compressor.methods.table import METHODS
 
 
 def test_sparsity_is_one_half_by_default() -> None:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compressor.methods import FactorizationError, InputStatistics, NonFiniteHessianError, accumulate
 from compressor.methods import statistics as module
 from compressor.methods.cholesky import NotPositiveDefiniteError
+from compressor.methods.table import FactorizationError, InputStatistics, NonFiniteHessianError, accumulate
 from tests.methods.reference import correlated, published_factor
 
 

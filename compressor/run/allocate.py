@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from compressor.engine.observe import inputs_hooked
 from compressor.methods.owl import allocate, outlier_score
-
-if TYPE_CHECKING:
-    from compressor.run.stream import Run
+from compressor.run.session import Run
 
 
 def survey(run: Run, number: int) -> list[float] | None:

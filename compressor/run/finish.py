@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from math import fsum, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
@@ -40,9 +40,7 @@ from compressor.report.schema import (
 from compressor.report.sentences import judge
 from compressor.run import measure
 from compressor.run.plan import predict_layouts
-
-if TYPE_CHECKING:
-    from compressor.run.stream import Run
+from compressor.run.session import Run
 
 ORDER = ("dense", "compressed", "baseline")
 
@@ -233,7 +231,7 @@ def _size(run: Run, specs: dict[str, dict[str, Any]], layers: list[Layer]) -> Si
         bits_per_weight_linears=8 * linear_bytes / linear_parameters,
         bits_per_weight_model=8 * tensors / parameters,
         source_bits_per_weight=8 * source.nbytes / parameters,
-        ledger=contents.ledger(),
+        ledger=contents.ledger(read_contents(source.folder)),
     )
 
 

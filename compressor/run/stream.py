@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 import compressor
 from compressor.engine.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from compressor.engine.forward import BlockRunner, Stream
-from compressor.engine.journal import Journal, exclusive, open_journal
+from compressor.engine.journal import exclusive, open_journal
 from compressor.engine.limits import available_memory
 from compressor.engine.observe import observe
 from compressor.engine.output import (
@@ -31,7 +31,7 @@ from compressor.engine.output import (
     publish,
     working_folder,
 )
-from compressor.engine.skeleton import Linear, Skeleton, build_skeleton
+from compressor.engine.skeleton import Linear, build_skeleton
 from compressor.errors import UserError
 from compressor.report.schema import Report
 from compressor.run import finish, write
@@ -41,52 +41,11 @@ from compressor.run.inputs import Inputs, load_inputs, probe_ids
 from compressor.run.plan import Plan, make_plan
 from compressor.run.progress import Voice, quiet
 from compressor.run.recipe import Recipe
+from compressor.run.session import Options, Run
 from compressor.run.transform import BlockWork, apply_stage, open_block, pack_block
 from compressor.run.verify import Verifier
 
-
-@dataclass(frozen=True)
-class Options:
-    """What decides how a run behaves, but not the bytes of its output."""
-
-    output: Path
-    fresh: bool = False
-    overwrite: bool = False
-    trust_remote_code: bool = False
-    revision: str | None = None
-    command: str = ""
-
-
-@dataclass
-class Run:
-    """Everything a run holds while it streams."""
-
-    recipe: Recipe
-    options: Options
-    source: str
-    skeleton: Skeleton
-    plan: Plan
-    inputs: Inputs
-    runner: BlockRunner
-    journal: Journal
-    voice: Voice
-    streams: dict[str, Stream] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    resumed_blocks: int = 0
-
-    @property
-    def folder(self) -> Path:
-        """Where the future output is being written."""
-        return self.journal.folder / "model"
-
-    @property
-    def blocks(self) -> int:
-        """Number of decoder blocks."""
-        return len(self.skeleton.block_names)
-
-    def timed(self, what: str, since: float) -> None:
-        """Add the time since ``since`` (``time.perf_counter()``) to an entry of the report."""
-        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - since
+__all__ = ["Options", "compress", "foresee"]
 
 
 def foresee(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.engine.limits import return_memory
 from compressor.engine.skeleton import Skeleton
 
 
@@ -96,6 +97,7 @@ class BlockRunner:
         """Let go of a block's data."""
         for name in self.skeleton.block_tensors(block):
             self._assign(name, torch.empty_like(self._tensor(name), device="meta"))
+        return_memory()
 
     def set_weight(self, name: str, value: Tensor) -> None:
         """Replace a tensor of a loaded block by one of the same shape (module layout)."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compressor.engine.checkpoint import EMBEDDED, resolve_model
 from compressor.errors import UserError
 from compressor.report.contents import ABOUT, read_contents
 from compressor.report.files import REPORT, read_report
@@ -85,6 +86,8 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _entry(path: Path, label: str) -> Entry:
+    if str(path) == EMBEDDED and not path.exists():
+        path = resolve_model(EMBEDDED)
     if path.is_file():
         report = read_report(path)
         return _from_report(path, label, report, report.size.output_bytes, report.size.disk_bytes)

@@ -93,7 +93,8 @@ def _label(run: Run) -> str:
         settings = stage.settings
         amount = settings.pattern or f"{settings.sparsity:.0%}"
         bits = getattr(settings, "bits", None)
-        parts.append(f"{stage.name} {amount}" + (f" {bits}-bit" if bits else ""))
+        refitted = "+refit" if settings.refit and stage.name != "admm" else ""  # it is part of ADMM
+        parts.append(f"{stage.name}{refitted} {amount}" + (f" {bits}-bit" if bits else ""))
     return " + ".join(parts)
 
 

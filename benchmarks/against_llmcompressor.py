@@ -107,9 +107,9 @@ def perplexity(folder: Path, text: Path, args: argparse.Namespace) -> float:
 
 
 def measure(subject: Subject, args: argparse.Namespace, python: Path, scratch: Path) -> list[dict[str, Any]]:
-    """All repetitions of all commands in turns; one row each."""
+    """All repetitions of all commands in turns; one row each. The made-up model takes minutes and is run once."""
     rows = []
-    for repetition in range(args.repetitions):
+    for repetition in range(args.repetitions if subject.text is not None else 1):
         for label, command in commands(subject, args, python, scratch / "pruned").items():
             out = scratch / "pruned"
             shutil.rmtree(out, ignore_errors=True)

@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "admm": {"method": "admm"},
 }
 TARGETS = ("50%", "60%", "70%", "2:4", "4:8")
+BRIEF_TARGETS = ("50%", "70%")
 # More calibration text for the methods that fit weights to it, to see what is fitted too closely.
 FITTED = ("sparsegpt", "sparsegpt+refit", "admm")
 
@@ -71,8 +72,9 @@ def plan_jobs(models: Sequence[str], args: argparse.Namespace) -> list[Job]:
     for model in models:
         main = args.nsamples[0]
         jobs.append(Job(model, "dense", "", main, args.seqlen, args.windows))
-        for nsamples in args.nsamples:
-            for target in args.targets:
+        brief = any(name in model for name in args.brief)
+        for nsamples in args.nsamples[:1] if brief else args.nsamples:
+            for target in BRIEF_TARGETS if brief else args.targets:
                 for method in args.methods:
                     if nsamples == main or method in FITTED:
                         jobs.append(Job(model, method, target, nsamples, args.seqlen, args.windows))
@@ -133,6 +135,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calibration", default="stories", help="which calibration text")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--targets", nargs="*", default=list(TARGETS))
+    parser.add_argument("--brief", nargs="*", default=["mix14m"], help="models to measure at 50 % and 70 % only")
     parser.add_argument("--nsamples", nargs="*", type=int, default=[64, 128], help="the first is the main one")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--windows", type=int, default=120, help="at most so many windows of each held-out text")

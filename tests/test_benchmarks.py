@@ -87,7 +87,7 @@ def test_quality_section_of_two_sizes() -> None:
 
 def test_quality_jobs_and_stages() -> None:
     args = argparse.Namespace(
-        nsamples=[64, 128], targets=["50%", "4:8"], methods=["wanda", "admm"], seqlen=8, windows=2
+        brief=[], nsamples=[64, 128], targets=["50%", "4:8"], methods=["wanda", "admm"], seqlen=8, windows=2
     )
     jobs = quality.plan_jobs(["m"], args)
     assert [job.method for job in jobs if job.nsamples == 128] == ["admm", "admm"]

@@ -61,6 +61,11 @@ class InputStatistics:
             self._factors[damp] = inverse_factor(self.hessian, damp)
         return self._factors[damp]
 
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """What the factorizations made so far had to try beyond the ordinary attempt."""
+        return tuple(dict.fromkeys(rung for factor in self._factors.values() for rung in factor.rungs))
+
     def shift(self, damp: float) -> float:
         """Return what damping adds to every diagonal element: ``damp`` times the mean of diag H over live inputs."""
         return damp * _mean_live(self.hessian.diagonal())

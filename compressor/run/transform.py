@@ -103,7 +103,7 @@ def apply_stage(
         spec = after.spec(linear.dtype)
         notes, rungs = list(pruned.notes), []
         if statistics is not None and stage.method.needs_data and fallback is None:
-            rungs = list(_rungs(statistics))
+            rungs = list(statistics.rungs)
         if seen is not None and seen.calls[linear.name] > 1:
             notes.append(f"called {seen.calls[linear.name]} times in one forward pass; all inputs were counted")
         if seen is not None and seen.bad_tokens[linear.name]:
@@ -121,11 +121,6 @@ def apply_stage(
             "rungs": rungs,
             "fallback": fallback,
         }
-
-
-def _rungs(statistics: InputStatistics) -> tuple[str, ...]:
-    """What the factorizations of these statistics had to try beyond the ordinary attempt."""
-    return tuple(dict.fromkeys(rung for factor in statistics._factors.values() for rung in factor.rungs))
 
 
 def _usable(linear: Linear, seen: Observation | None, total: int) -> tuple[InputStatistics | None, str | None]:

@@ -80,7 +80,7 @@ def load_inputs(plan: Plan, model: str, trust_remote_code: bool, voice: Voice) -
             sampler=_sampler(plan, tokenizer, trust_remote_code),
         )
         _check_ids(calibration.ids, plan)
-        voice.detail("first calibration window: " + "|".join(calibration.preview[:64]))
+        voice.detail("first calibration window: " + "|".join(calibration.preview[:64]).replace("\n", "\\n"))
     loaded = None
     if texts != ("none",):
         loaded = load_texts(texts, tokenizer, seqlen=plan.eval_seqlen, windows=recipe.evaluation.windows)

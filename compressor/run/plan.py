@@ -12,7 +12,7 @@ import torch
 
 from compressor.engine.checkpoint import Checkpoint
 from compressor.engine.forward import batch_tokens
-from compressor.engine.output import container_bytes
+from compressor.engine.output import ONE_FILE, container_bytes
 from compressor.engine.skeleton import Linear, Skeleton
 from compressor.engine.tensorfile import Layout
 from compressor.errors import UserError
@@ -90,8 +90,6 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """Bytes needed on disk while running: the output twice where shards are joined, and the states twice."""
-        from compressor.engine.output import ONE_FILE
-
         joined = 2 if self.tensor_bytes <= ONE_FILE else 1
         return joined * self.output_bytes + 2 * self.state_bytes + 50_000_000
 

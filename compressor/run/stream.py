@@ -205,7 +205,7 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
         run.timed("evaluating", since)
     experts: list[dict[str, Any]] = []
     for number, stage in enumerate(run.recipe.stages):
-        chosen = [linear for linear in linears if linear in run.plan.targets[number]]
+        chosen = [linear for linear in run.plan.targets[number] if linear.block == block]
         stream = run.streams.get(f"stage {number}")
         seen, since = None, time.perf_counter()
         if stream is not None and chosen:

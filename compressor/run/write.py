@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from compressor.engine.journal import write_atomically
@@ -84,7 +85,5 @@ def write_companions(folder: Path, plan: Plan, specs: dict[str, dict[str, Any]])
         (folder / READER_NAME).unlink(missing_ok=True)
         config = plain
     write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    import yaml
-
     recipe = yaml.safe_dump(plan.recipe.resolved(), sort_keys=False, allow_unicode=True)
     write_atomically(folder / "recipe.yaml", recipe)

@@ -7,15 +7,14 @@ The cache knows the source of the methods: after a change to them everything is 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import find_models, measure, read_cache, source_digest
 from benchmarks.quality_tables import quality_section
 from benchmarks.sections import OUT, ROOT, write_section
 
@@ -29,7 +28,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "admm": {"method": "admm"},
 }
 TARGETS = ("50%", "60%", "70%", "2:4", "4:8")
-BRIEF_TARGETS = ("50%", "70%")
 # More calibration text for the methods that fit weights to it, to see what is fitted too closely.
 FITTED = ("sparsegpt", "sparsegpt+refit", "admm")
 
@@ -59,13 +57,6 @@ def indivisible(config: dict[str, Any], target: str) -> tuple[str, ...]:
     return (r"\.down_proj$",)
 
 
-def find_models(folder: Path, only: Sequence[str] | None) -> list[Path]:
-    """Model folders with a tokenizer, smallest first."""
-    found = [path.parent for path in folder.glob("*/tokenizer.json") if (path.parent / "config.json").exists()]
-    chosen = [path for path in found if not only or any(name in path.name for name in only)]
-    return sorted(chosen, key=lambda path: sum(file.stat().st_size for file in path.glob("*.safetensors")))
-
-
 def plan_jobs(models: Sequence[str], args: argparse.Namespace) -> list[Job]:
     """All jobs, so ordered that whole columns of the tables are there early."""
     jobs = []
@@ -74,57 +65,19 @@ def plan_jobs(models: Sequence[str], args: argparse.Namespace) -> list[Job]:
         jobs.append(Job(model, "dense", "", main, args.seqlen, args.windows))
         brief = any(name in model for name in args.brief)
         for nsamples in args.nsamples[:1] if brief else args.nsamples:
-            for target in BRIEF_TARGETS if brief else args.targets:
+            for target in args.targets:
                 for method in args.methods:
                     if nsamples == main or method in FITTED:
                         jobs.append(Job(model, method, target, nsamples, args.seqlen, args.windows))
     return jobs
 
 
-def source_digest() -> str:
-    """What the numbers depend on: the methods and the engine."""
-    digest = hashlib.sha256()
-    for folder in ("methods", "engine", "calibration"):
-        for file in sorted((ROOT / "compressor" / folder).glob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def measure(job: Job, model: Path, calibration: Path, texts: Sequence[Path], scratch: Path) -> dict[str, Any]:
-    """Compress and evaluate what was written. Perplexities by text; seconds of the compression alone."""
-    from compressor.run.judge import judge_model
-    from compressor.run.recipe import make_recipe
-    from compressor.run.stream import Options, compress
-
-    began, folder = time.perf_counter(), model
-    excluded: tuple[str, ...] = ()
-    if job.method != "dense":
-        folder = scratch / "pruned"
-        shutil.rmtree(folder, ignore_errors=True)
-        excluded = indivisible(json.loads((model / "config.json").read_text()), job.target)
-        content = {
-            "stages": [prune_stage(job.method, job.target, excluded)],
-            "calibration": {"sources": [str(calibration)], "nsamples": job.nsamples, "seqlen": job.seqlen},
-            "evaluation": {"texts": ["none"], "baseline": False},
-            "verify": False,
-        }
-        compress(make_recipe(content), str(model), Options(output=folder, fresh=True))
-    seconds = time.perf_counter() - began
-    rows = judge_model(str(folder), texts=[str(text) for text in texts], windows=job.windows, seqlen=job.seqlen)
-    perplexity = {row["name"]: row["rows"][0]["perplexity"] for row in rows}
-    counts = {row["name"]: row["windows"] for row in rows}
-    return {"perplexity": perplexity, "windows_of": counts, "excluded": list(excluded), "seconds": seconds}
-
-
-def read_cache(path: Path) -> list[dict[str, Any]]:
-    """Results so far; a line cut off by an interruption is left out."""
-    results = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            results.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return results
+def measured(job: Job, model: Path, calibration: Path, texts: Sequence[Path], scratch: Path) -> dict[str, Any]:
+    """Compress and evaluate one job."""
+    excluded = indivisible(json.loads((model / "config.json").read_text()), job.target)
+    stage = None if job.method == "dense" else prune_stage(job.method, job.target, excluded)
+    sizes = {"nsamples": job.nsamples, "seqlen": job.seqlen, "windows": job.windows}
+    return {**measure(stage, model, calibration, texts, scratch, **sizes), "excluded": list(excluded)}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -135,7 +88,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calibration", default="stories", help="which calibration text")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--targets", nargs="*", default=list(TARGETS))
-    parser.add_argument("--brief", nargs="*", default=["mix14m"], help="models to measure at 50 % and 70 % only")
+    parser.add_argument("--brief", nargs="*", default=["mix14m"], help="models for the first of --nsamples only")
     parser.add_argument("--nsamples", nargs="*", type=int, default=[64, 128], help="the first is the main one")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--windows", type=int, default=120, help="at most so many windows of each held-out text")
@@ -164,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for count, job in enumerate(jobs, 1):
         key = json.dumps(asdict(job), sort_keys=True)
         if key not in known:
-            result = measure(job, models[job.model], calibration, texts, scratch)
+            result = measured(job, models[job.model], calibration, texts, scratch)
             known[key] = {"job": asdict(job), **source, **result}
             with cache.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(known[key]) + "\n")

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import against_tables, memory, quality, quality_tables, run_all, sections, synthetic
+from benchmarks import against_tables, measuring, memory, quality, quality_tables, run_all, sections, synthetic
 from benchmarks.child import run_child
 
 
@@ -103,7 +103,7 @@ def test_quality_jobs_and_stages() -> None:
 def test_quality_cache_survives_a_cut_line(tmp_path: Path) -> None:
     cache = tmp_path / "cache.jsonl"
     cache.write_text('{"job": 1}\n{"job": ')
-    assert quality.read_cache(cache) == [{"job": 1}]
+    assert measuring.read_cache(cache) == [{"job": 1}]
 
 
 def against_rows(seconds: float, peak: int, perplexity: float) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ MODEL = ROOT / "compressor" / "embedded"
 FILES = ("embedded.jsonl", "embedded-heldout.jsonl", "embedded-arithmetic-heldout.jsonl")
 
 # bf16 weights computed in fp32, non-overlapping windows of 256 tokens, no BOS (as in compressor/embedded/README.md)
-HELDOUT_PERPLEXITY = 2.435
-ARITHMETIC_PERPLEXITY = 2.589
+HELDOUT_PERPLEXITY = 2.175
+ARITHMETIC_PERPLEXITY = 2.247
 
 
 def texts_of(name: str) -> list[str]:
@@ -176,7 +176,7 @@ def test_held_out_perplexity_is_as_recorded(heldout_ids: Callable[[str], Tensor]
 
 @pytest.mark.parametrize(
     ("damage", "factor"),
-    [(partial(prune, fraction=0.5), 1.10), (partial(prune, fraction=0.7), 2.5), (round_three_bits, 1.06)],
+    [(partial(prune, fraction=0.5), 1.15), (partial(prune, fraction=0.7), 3.0), (round_three_bits, 1.08)],
     ids=["magnitude 50 %", "magnitude 70 %", "3 bits"],
 )
 def test_model_feels_compression(

@@ -15,7 +15,7 @@ LONGEST = 400  # lines of a file
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "formats": set(),
-    "methods": set(),
+    "methods": {"formats"},
     "hf": {"formats"},
     "calibration": set(),
     "engine": {"methods", "formats", "hf"},

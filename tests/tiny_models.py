@@ -150,11 +150,15 @@ def streamed_logits(folder: Path, ids: Tensor) -> Tensor:
 
 
 def recipe_for(calibration: Path | None, *stages: dict[str, Any], **content: Any) -> Any:
-    """A recipe of pruning stages on short windows; nothing evaluated and not verified unless ``content`` says so."""
+    """A recipe on short windows; nothing evaluated and not verified unless ``content`` says so.
+
+    A stage without a kind is one of pruning.
+    """
     sections: dict[str, Any] = {"verify": False, "evaluation": {"texts": ["none"]}}
     if calibration is not None:
         sections["calibration"] = {"sources": [str(calibration)], "nsamples": 16, "seqlen": LENGTH}
-    return make_recipe({"stages": [{"prune": stage} for stage in stages], **sections, **content})
+    listed = [stage if stage.keys() <= {"prune", "quantize"} else {"prune": stage} for stage in stages]
+    return make_recipe({"stages": listed, **sections, **content})
 
 
 def run_recipe(recipe: Any, model: Path, output: Path, **options: Any) -> Report:

@@ -13,8 +13,8 @@ from compressor.cli.compare import compare
 from compressor.cli.evaluate import evaluate
 from compressor.cli.explain import explain
 from compressor.cli.generate import generate
-from compressor.cli.prune import prune
 from compressor.cli.run import plan, run
+from compressor.cli.stages import prune, quantize
 from compressor.errors import UserError
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for verb in (prune, run, plan, evaluate, compare, explain, generate):
+for verb in (prune, quantize, run, plan, evaluate, compare, explain, generate):
     app.command()(verb)
 
 

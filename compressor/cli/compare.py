@@ -24,14 +24,24 @@ def compare(
     models: Annotated[
         list[Path], typer.Argument(help="Model folders or report.json files, two or more.", metavar="MODEL...")
     ],
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Also write a page that plots bytes against perplexity.", metavar="FILE.html"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: one JSON object.")] = False,
 ) -> None:
     """Compare bytes, bits per weight, and quality where it was measured by the same protocol on the same tokens."""
+    from compressor.report.compare_page import check_target, write_page
     from compressor.report.comparison import compare_texts, missing_commands, read_entries
 
+    plot = plot.expanduser() if plot else None
+    if plot:
+        check_target(plot)
     entries = read_entries(models)
     groups = compare_texts(entries)
     missing = missing_commands(entries)
+    if plot:
+        write_page(plot, entries, groups)
     if as_json:
         typer.echo(json_text(compare_json(entries, groups, missing)))
         return
@@ -45,6 +55,8 @@ def compare(
             console.print(printable(f"  ! {doubt}"))
     for label, command in missing:
         console.print(printable(f"  {label} was not measured; this measures it: {command}"))
+    if plot:
+        console.print(printable(f"Plotted in {plot}"))
 
 
 def size_table(entries: Sequence[Entry]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -33,10 +33,12 @@ def option(name: str, info: FieldInfo, *, flag: str | None = None, note: str = "
 
 
 def _plain(annotation: Any) -> Any:
-    """The type without ``None``."""
+    """What the parser is to make of a word: the type without ``None``; text where several are possible."""
     if get_origin(annotation) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
-        return kinds[0]
+        return kinds[0] if len(kinds) == 1 else str
+    if get_origin(annotation) is Literal and not all(isinstance(value, str) for value in get_args(annotation)):
+        return int
     return annotation
 
 
@@ -46,7 +48,8 @@ def _shown(value: Any) -> str:
 
 def method_options(classes: Mapping[str, type[BaseModel]], panel: str) -> list[inspect.Parameter]:
     """Options for the union of the methods' settings; a field that only some have says which."""
-    base: type[BaseModel] = next(iter(classes.values())).__mro__[1]
+    ancestry = [cls for cls in next(iter(classes.values())).__mro__ if issubclass(cls, BaseModel)]
+    base = ancestry[ancestry.index(BaseModel) - 1]
     out = []
     seen: set[str] = set()
     for cls in classes.values():

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder to write; must not exist yet.", show_default=False)
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the plan; same as compressor plan.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget an interrupted run instead of resuming it.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that compressor wrote before.")]
 
@@ -33,7 +34,7 @@ def run(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a ready one.", metavar="RECIPE")],
     model: Annotated[str, typer.Option("--model", help="Model folder, hub id, or 'embedded'.")] = "embedded",
     output: Output = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan; same as compressor plan.")] = False,
+    dry_run: DryRun = False,
     fresh: Fresh = False,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,

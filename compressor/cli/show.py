@@ -14,6 +14,7 @@ from rich.text import Text
 from compressor.report.numbers import bytes_text, percent, significant
 from compressor.report.schema import Report
 from compressor.report.sentences import headline
+from compressor.run.container import LOADS_WITH
 from compressor.run.plan import Plan
 
 
@@ -43,17 +44,10 @@ def plan_json(plan: Plan, model: str) -> dict[str, Any]:
         "bits_per_weight_model": 8 * plan.tensor_bytes / skeleton.parameters(),
         "peak_memory_bytes": plan.memory_bytes,
         "disk_bytes": plan.disk_bytes,
-        "loads_with": loads_with(plan.recipe.save),
+        "loads_with": list(LOADS_WITH[plan.container]),
         "carried_over": list(skeleton.extra),
         "violations": list(plan.violations),
     }
-
-
-def loads_with(save: str) -> list[str]:
-    """What can read the output."""
-    if save == "dense":
-        return ["transformers and every other runtime that reads this architecture"]
-    return ["transformers after 'import compressor'", "transformers with trust_remote_code=True"]
 
 
 def print_plan(plan: Plan, model: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from compressor.engine.limits import return_memory
 from compressor.engine.skeleton import Skeleton
@@ -177,9 +178,19 @@ class BlockRunner:
     @torch.no_grad()
     def forward(self, block: int, stream: Stream, number: int, span: slice) -> Tensor:
         """Hidden states of one batch behind a loaded block, on the device."""
+        return self.forward_with(block, stream, number, span, {})
+
+    def forward_with(self, block: int, stream: Stream, number: int, span: slice, weights: dict[str, Tensor]) -> Tensor:
+        """The same with other tensors in place of some of the block's, and differentiable with respect to them.
+
+        Args:
+            weights: module tensor name -> value, in the compute dtype, on the device.
+        """
         call = stream.calls[number][block]
         hidden = stream.states[span].to(self.device)
-        out = self.skeleton.blocks[block](hidden, *call.args, **call.kwargs)
+        prefix = self.skeleton.block_names[block] + "."
+        own = {name.removeprefix(prefix): value for name, value in weights.items()}
+        out = functional_call(self.skeleton.blocks[block], own, (hidden, *call.args), call.kwargs)
         out = out if isinstance(out, Tensor) else out[0]
         if out.shape != hidden.shape:
             raise RuntimeError(f"block {block} turned {tuple(hidden.shape)} into {tuple(out.shape)}")

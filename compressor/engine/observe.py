@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.skeleton import Linear
 from compressor.errors import UserError
-from compressor.methods.statistics import InputStatistics, accumulate, all_finite
+from compressor.methods.statistics import InputStatistics, accumulate, accumulate_drift, all_finite
 
 
 @dataclass
@@ -41,6 +41,7 @@ class _Gatherer:
     """Finds out in the first batch who shares whose input; accumulates for the leaders only."""
 
     def __init__(self, linears: list[Linear], device: torch.device) -> None:
+        self.untouched: dict[str, Tensor] | None = None  # the same batch's inputs behind untouched blocks
         self.widths = {linear.name: linear.shape[1] for linear in linears}
         self.device = device
         self.seen = Observation(calls=dict.fromkeys(self.widths, 0), bad_tokens=dict.fromkeys(self.widths, 0))
@@ -91,12 +92,23 @@ class _Gatherer:
 
     def _add(self, name: str, x: Tensor, statistics: InputStatistics) -> None:
         rows = x.reshape(-1, x.shape[-1])
+        if self.untouched is not None:
+            self._add_drift(name, rows, statistics)
         if not all_finite(rows):
             finite = torch.isfinite(rows).all(dim=-1)
             self.seen.bad_tokens[name] += int((~finite).sum())
             rows = rows[finite]
         accumulate(statistics.hessian, rows)
         statistics.tokens += len(rows)
+
+    def _add_drift(self, name: str, rows: Tensor, statistics: InputStatistics) -> None:
+        """Experts that were sent other tokens, and inputs that are not finite, have no drift to speak of."""
+        assert self.untouched is not None
+        before = self.untouched.get(name, rows[:0]).reshape(-1, rows.shape[-1])
+        if before.shape == rows.shape and all_finite(rows) and all_finite(before):
+            if statistics.drift is None:
+                statistics.drift = torch.zeros_like(statistics.hessian)
+            accumulate_drift(statistics.drift, before, rows)
 
     def finish(self) -> Observation:
         for name in self.widths:
@@ -106,16 +118,25 @@ class _Gatherer:
         return self.seen
 
 
-def observe(runner: BlockRunner, block: int, linears: list[Linear], stream: Stream) -> Observation:
-    """Run a stream through a loaded block, outputs discarded, and gather the statistics of ``linears``."""
+def observe(
+    runner: BlockRunner, block: int, linears: list[Linear], stream: Stream, reference: Stream | None = None
+) -> Observation:
+    """Run a stream through a loaded block, outputs discarded, and gather the statistics of ``linears``.
+
+    Args:
+        reference: the same windows behind untouched blocks: then the statistics tell how far the inputs have drifted.
+    """
     modules = {linear.name: runner.skeleton.model.get_submodule(linear.name) for linear in linears}
     gatherer = _Gatherer(linears, runner.device)
-    with inputs_hooked(modules, gatherer):
-        for number, span in stream.batches():
-            with suppress(_SeenEnoughError):
-                runner.forward(block, stream, number, span)
-            if number == 0:
-                gatherer.end_first_batch()
+    for number, span in stream.batches():
+        if reference is not None:
+            gatherer.untouched = {}
+            with inputs_hooked(modules, gatherer.untouched.__setitem__):
+                runner.forward(block, reference, number, span)
+        with inputs_hooked(modules, gatherer), suppress(_SeenEnoughError):
+            runner.forward(block, stream, number, span)
+        if number == 0:
+            gatherer.end_first_batch()
     return gatherer.finish()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from compressor.errors import UserError
 from compressor.formats.parts import Spec, parse_dtype
 from compressor.formats.registry import format_of, tensor_name
 from compressor.formats.representation import Representation, unpack
+from compressor.hf.compressed_tensors import group_int_specs, is_group_int
 from compressor.hf.experts import unfuse
 from compressor.hf.reader import source_config
 
@@ -127,9 +128,9 @@ class Skeleton:
 
     def source_name(self, name: str) -> str:
         """The name of a module tensor in a plain checkpoint like the source."""
-        if self.checkpoint.config.get("model_type") != "compressor":
-            return self.origins[name].name
-        return plain_name(name, self.config.model_type)
+        if self.checkpoint.config.get("model_type") == "compressor" or self.origins[name].packed:
+            return plain_name(name, self.config.model_type)
+        return self.origins[name].name
 
     def source_layout(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """Dtype and shape of the source tensor that holds a module tensor."""
@@ -138,6 +139,10 @@ class Skeleton:
             return self.stored(name)
         entry = self.checkpoint.tensors[origin.name]
         return entry.dtype, entry.shape
+
+    def all_linears(self) -> list[str]:
+        """Module paths of every linear layer of the model, head and routers included."""
+        return [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
 
     def parameters(self) -> int:
         """Number of distinct stored parameters of the model."""
@@ -168,11 +173,14 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         if stored.get("model_type") == "compressor":
             plain = source_config(stored)
             return CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
-        if "quantization_config" in stored:
-            raise UserError(
-                f"{folder.name} is already quantized ({stored['quantization_config'].get('quant_method', '?')})",
-                fix="start from the unquantized checkpoint",
-            )
+        if stored.get("quantization_config"):
+            if not is_group_int(stored["quantization_config"]):
+                raise UserError(
+                    f"{folder.name} is already quantized ({stored['quantization_config'].get('quant_method', '?')})",
+                    fix="start from the unquantized checkpoint",
+                )
+            plain = source_config(stored)
+            return CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except UserError:
         raise
@@ -220,7 +228,7 @@ def build_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False, c
     used = {origin.name for origin in origins.values()} | parts | _stored_twice(tied, model, checkpoint)
     extra = tuple(sorted(set(checkpoint.tensors) - used))
     skeleton = Skeleton(checkpoint, config, model, block_names, (), origins, tied, extra, tuple(experts), packed)
-    return Skeleton(**{**skeleton.__dict__, "linears": _find_linears(skeleton)})
+    return replace(skeleton, linears=_find_linears(skeleton))
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -258,6 +266,9 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
 
 def _manifest(checkpoint: Checkpoint) -> dict[str, Spec]:
     """The packed matrices of a source that compressor has written, checked against the headers."""
+    stored = checkpoint.config.get("quantization_config")
+    if stored and is_group_int(stored):
+        return _group_integers(checkpoint, stored)
     if checkpoint.config.get("model_type") != "compressor":
         return {}
     try:
@@ -278,6 +289,17 @@ def _manifest(checkpoint: Checkpoint) -> dict[str, Spec]:
                     fix="fetch or make the checkpoint again",
                 )
     return modules
+
+
+def _group_integers(checkpoint: Checkpoint, stored: dict[str, Any]) -> dict[str, Spec]:
+    """The packed matrices of a source in the layout of compressed-tensors."""
+    headers = {
+        name: (str(entry.dtype).removeprefix("torch."), entry.shape) for name, entry in checkpoint.tensors.items()
+    }
+    suffix = ".weight_shape"
+    shapes = {name.removesuffix(suffix): checkpoint.read(name).tolist() for name in headers if name.endswith(suffix)}
+    scales = {dtype for name, (dtype, _) in headers.items() if name.endswith(".weight_scale")}
+    return group_int_specs(stored, headers, shapes, scales.pop() if len(scales) == 1 else "float32")
 
 
 def _match(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from compressor.formats.group_int import GroupInt
 from compressor.formats.parts import Layout, Spec
 from compressor.formats.registry import FORMATS, Format, format_of, nbytes, tensor_name
 from compressor.formats.representation import Dense, Masked, Representation, SparseInt, choose, pack, unpack
+from compressor.formats.trit_planes import TritPlanes
 
 __all__ = [
     "FORMATS",
     "Dense",
     "Format",
+    "GroupInt",
     "Layout",
     "Masked",
     "Representation",
     "SparseInt",
     "Spec",
+    "TritPlanes",
     "choose",
     "format_of",
     "nbytes",

@@ -8,11 +8,13 @@ from math import prod
 
 from torch import Tensor
 
-from compressor.formats.bitmask import layout_bitmask, pack_bitmask, unpack_bitmask
-from compressor.formats.dense import layout_dense, pack_dense, unpack_dense
-from compressor.formats.nm import layout_nm, pack_nm, unpack_nm
+from compressor.formats.bitmask import layout_bitmask, unpack_bitmask
+from compressor.formats.dense import layout_dense, unpack_dense
+from compressor.formats.group_int import layout_group_int, unpack_group_int
+from compressor.formats.nm import layout_nm, unpack_nm
 from compressor.formats.parts import Layout, Spec
-from compressor.formats.sparse_int import layout_sparse_int, pack_sparse_int, unpack_sparse_int
+from compressor.formats.sparse_int import layout_sparse_int, unpack_sparse_int
+from compressor.formats.trit_planes import layout_trit_planes, unpack_trit_planes
 
 
 @dataclass(frozen=True)
@@ -20,21 +22,21 @@ class Format:
     """A packed representation of a matrix.
 
     Args:
-        pack: tensors -> parts; takes what the format is made of (see each file).
         unpack: (parts, spec) -> matrix (m, n) in the spec's dtype, bit-exact.
         layout: spec -> part name -> (shape, dtype).
     """
 
-    pack: Callable[..., dict[str, Tensor]]
     unpack: Callable[[Mapping[str, Tensor], Spec], Tensor]
     layout: Callable[[Spec], Layout]
 
 
 FORMATS: dict[str, Format] = {
-    "dense": Format(pack_dense, unpack_dense, layout_dense),
-    "bitmask": Format(pack_bitmask, unpack_bitmask, layout_bitmask),
-    "nm": Format(pack_nm, unpack_nm, layout_nm),
-    "sparse-int": Format(pack_sparse_int, unpack_sparse_int, layout_sparse_int),
+    "dense": Format(unpack_dense, layout_dense),
+    "bitmask": Format(unpack_bitmask, layout_bitmask),
+    "nm": Format(unpack_nm, layout_nm),
+    "sparse-int": Format(unpack_sparse_int, layout_sparse_int),
+    "group-int": Format(unpack_group_int, layout_group_int),
+    "trit-planes": Format(unpack_trit_planes, layout_trit_planes),
 }
 
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from compressor.formats.bitmask import bitmask_kept, pack_bitmask, unpack_bitmask
 from compressor.formats.dense import pack_dense, unpack_dense
+from compressor.formats.group_int import GroupInt
 from compressor.formats.nm import nm_kept, pack_nm, unpack_nm
 from compressor.formats.parts import Spec, check_mask, dtype_name
 from compressor.formats.registry import format_of, nbytes
 from compressor.formats.sparse_int import grid_values, pack_sparse_int, sparse_int_codes
+from compressor.formats.trit_planes import TritPlanes
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +25,9 @@ class Dense:
 
     weight: Tensor
 
-    def dense(self) -> Tensor:
-        """Return the matrix (m, n)."""
-        return self.weight
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the matrix (m, n), in ``dtype`` or as it is."""
+        return self.weight if dtype is None else self.weight.to(dtype)
 
     def spec(self, dtype: torch.dtype) -> dict[str, Any]:
         """Return the spec under which :func:`pack` stores it."""
@@ -43,9 +45,9 @@ class Masked:
     mask: Tensor
     pattern: tuple[int, int] | None = None
 
-    def dense(self) -> Tensor:
-        """Return the matrix (m, n) with +0 outside the mask."""
-        return self.weight.masked_fill(~self.mask, 0)
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the matrix (m, n) with +0 outside the mask, in ``dtype`` or as it is."""
+        return self.weight.to(dtype or self.weight.dtype).masked_fill(~self.mask, 0)
 
     def spec(self, dtype: torch.dtype) -> dict[str, Any]:
         """Return the spec under which :func:`pack` stores it: the cheapest of dense, bitmask and nm."""
@@ -80,7 +82,13 @@ class SparseInt:
         }
 
 
-Representation = Dense | Masked | SparseInt
+Representation = Dense | Masked | SparseInt | GroupInt | TritPlanes
+
+CODED: dict[str, type[GroupInt] | type[TritPlanes]] = {
+    "group-int": GroupInt,
+    "trit-planes": TritPlanes,
+}
+"""Format -> the representation that knows how to store and read itself."""
 
 
 def choose(
@@ -119,6 +127,10 @@ def pack(representation: Representation, dtype: torch.dtype) -> tuple[dict[str, 
         (spec, parts): the entry of the manifest, and the tensors ``weight_<part>``.
     """
     spec = representation.spec(dtype)
+    if isinstance(representation, GroupInt):
+        return spec, representation.parts(dtype)
+    if isinstance(representation, TritPlanes):
+        return spec, representation.parts()
     if isinstance(representation, SparseInt):
         r = representation
         return spec, pack_sparse_int(r.codes, r.scale, r.zero, r.mask, r.bits)
@@ -139,6 +151,8 @@ def unpack(spec: Spec, parts: Mapping[str, Tensor]) -> Representation:
         ValueError: the spec names an unknown format, or a part does not fit it.
     """
     name = spec["format"]
+    if name in CODED:
+        return CODED[name].read(parts, spec)
     if name == "bitmask":
         return Masked(unpack_bitmask(parts, spec), bitmask_kept(parts, spec))
     if name == "nm":

@@ -17,7 +17,15 @@ from compressor.hf.experts import unfuse
 from compressor.hf.linear import PackedLinear, replacement
 from compressor.hf.manifest import FORMAT_VERSION, MODEL_TYPE
 
-SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8"}
+SAFETENSORS_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "U8": "uint8",
+    "I32": "int32",
+    "I64": "int64",
+}
 
 
 class CompressorQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]

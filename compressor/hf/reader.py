@@ -9,6 +9,7 @@ from typing import Any
 
 from compressor.errors import UserError
 from compressor.formats.parts import Spec
+from compressor.hf.compressed_tensors import is_group_int
 from compressor.hf.manifest import FORMAT_VERSION, MODEL_TYPE, READER_AUTO_MAP, READER_NAME
 
 READER_MODULES = (
@@ -18,6 +19,9 @@ READER_MODULES = (
     "formats/bitmask.py",
     "formats/nm.py",
     "formats/sparse_int.py",
+    "formats/group_int.py",
+    "formats/trits.py",
+    "formats/trit_planes.py",
     "formats/registry.py",
     "hf/manifest.py",
     "hf/linear.py",
@@ -116,10 +120,11 @@ def packed_config(config: dict[str, Any], modules: dict[str, Spec]) -> dict[str,
 def source_config(packed: dict[str, Any]) -> dict[str, Any]:
     """Return the config.json of the model a packed folder was made from: the inverse of :func:`packed_config`.
 
-    A config that is not a packed folder's is returned as it is.
+    A config that is not a packed folder's is returned as it is, but without integers of compressed-tensors.
     """
     if packed.get("model_type") != MODEL_TYPE:
-        return packed
+        integers = is_group_int(packed.get("quantization_config") or {})
+        return {key: value for key, value in packed.items() if not (integers and key == "quantization_config")}
     ours = ("auto_map", "base_model_type", "base_auto_map", "quantization_config")
     own = {key: value for key, value in packed.items() if key not in ours}
     if "base_auto_map" in packed:

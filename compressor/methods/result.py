@@ -1,4 +1,4 @@
-"""What a pruning method returns, and how one is described."""
+"""What a method returns, and how one is described."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from compressor.formats.representation import Representation
 from compressor.methods.settings import PruneSettings
 from compressor.methods.statistics import InputStatistics
 
@@ -61,17 +62,44 @@ class Solve(Protocol):
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """A quantized weight.
+
+    Attributes:
+        code: the form in which it is stored; its ``dense()`` is the value.
+        notes: sentences about anything unusual.
+    """
+
+    code: Representation
+    notes: tuple[str, ...] = ()
+
+
+class Quantize(Protocol):
+    """A quantizing method. ``settings`` is the method's own class."""
+
+    def __call__(
+        self, weight: Tensor, stats: InputStatistics | None, settings: Any, frozen: Tensor | None = None
+    ) -> Quantized:
+        """Quantize ``weight`` (m, n) fp32; it is not modified.
+
+        Args:
+            stats: of its input; None for a data-free method, or where too few tokens reached the layer.
+            frozen: (m, n) bool, positions pruned before: they stay zero where the format can say zero.
+
+        Raises:
+            FactorizationError: the statistics are of no use; call again with ``stats=None``.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class Method:
     """One entry of `METHODS`.
 
     Attributes:
-        stage: the verb it belongs to, "prune".
         settings: its settings class.
         solve: the method.
-        needs_data: whether it is another method without input statistics.
     """
 
-    stage: str
     settings: type[PruneSettings]
     solve: Solve
-    needs_data: bool

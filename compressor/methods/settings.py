@@ -94,6 +94,20 @@ class PruneSettings(BaseModel):
         """(N, M) of the pattern, or None."""
         return None if self.pattern is None else parse_pattern(self.pattern)
 
+    @property
+    def share(self) -> float:
+        """Fraction of zeros asked for, by sparsity or pattern."""
+        return self.sparsity or 0.0 if self.group is None else 1 - self.group[0] / self.group[1]
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration inputs are needed: here only to refit, or to allocate."""
+        return self.refit or self.allocation == "owl"
+
+    def label(self, method: str) -> str:
+        """What was asked for, in a few words."""
+        return f"{method}{'+refit' if self.refit else ''} {self.pattern or f'{self.sparsity:.0%}'}"
+
 
 class MagnitudeSettings(PruneSettings):
     """Magnitude: the smallest |weight| of a matrix go. No data needed, unless refitted."""
@@ -101,6 +115,11 @@ class MagnitudeSettings(PruneSettings):
 
 class WandaSettings(PruneSettings):
     """Wanda: in every row, the smallest |weight| x input norm go."""
+
+    @property
+    def needs_data(self) -> bool:
+        """Always."""
+        return True
 
 
 class SparseGPTSettings(PruneSettings):
@@ -127,6 +146,15 @@ class SparseGPTSettings(PruneSettings):
             raise ValueError(f"refit would move the weights off the {self.bits}-bit grid: give one of bits and refit")
         return self
 
+    @property
+    def needs_data(self) -> bool:
+        """Always."""
+        return True
+
+    def label(self, method: str) -> str:
+        """What was asked for, in a few words."""
+        return super().label(method) + (f" {self.bits}-bit" if self.bits else "")
+
 
 class AdmmSettings(PruneSettings):
     """ALPS: mask and weights together by ADMM, then PCG on the mask that was found."""
@@ -134,6 +162,15 @@ class AdmmSettings(PruneSettings):
     iterations: int = Field(300, ge=1, description="ADMM: at most this many iterations")
     rho: float = Field(0.1, gt=0, description="ADMM: penalty at the start (inputs scaled to unit variance); it grows")
     refit: bool = Field(True, description="afterwards refit the kept weights by least squares (part of the method)")
+
+    @property
+    def needs_data(self) -> bool:
+        """Always."""
+        return True
+
+    def label(self, method: str) -> str:
+        """What was asked for, in a few words; refitting is part of the method."""
+        return super().label(method).replace("+refit", "")
 
 
 PRUNE_METHODS: dict[str, type[PruneSettings]] = {

@@ -45,10 +45,13 @@ class InputStatistics:
     Attributes:
         hessian: (n, n) fp32, the sum over tokens of x x^T; neither averaged nor damped (its scale changes no result).
         tokens: how many rows x were summed.
+        drift: (n, n) fp32, sum over tokens of (x' - x) x^T, where x' is the input behind untouched blocks; None when
+            that was not asked for.
     """
 
     hessian: Tensor
     tokens: int
+    drift: Tensor | None = None
     _factors: dict[float, InverseFactor] = field(default_factory=dict, repr=False, compare=False)
 
     def factor(self, damp: float) -> InverseFactor:
@@ -88,6 +91,13 @@ def accumulate(hessian: Tensor, x: Tensor) -> None:
         with steady(b - a, n - a):
             hessian[a:b, a:].addmm_(x[:, a:b].T, x[:, a:])
         hessian[b:, a:b] = hessian[a:b, b:].T
+
+
+def accumulate_drift(drift: Tensor, before: Tensor, x: Tensor) -> None:
+    """Add (x' - x)^T x to ``drift`` (n, n) fp32 in place; ``before`` = x' and ``x`` (tokens, n) of any float dtype."""
+    before, x = (rows.to(device=drift.device, dtype=drift.dtype) for rows in (before, x))
+    with steady(*drift.shape):
+        drift.addmm_((before - x).T, x)
 
 
 def damped(hessian: Tensor, damp: float, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,4 +1,4 @@
-"""The methods by name, and the one way to call them."""
+"""The pruning methods by name, and the one way to call them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from compressor.methods.statistics import (
 )
 
 METHODS: Final[dict[str, Method]] = {
-    "magnitude": Method("prune", MagnitudeSettings, magnitude.solve, needs_data=False),
-    "wanda": Method("prune", WandaSettings, wanda.solve, needs_data=True),
-    "sparsegpt": Method("prune", SparseGPTSettings, sparsegpt.solve, needs_data=True),
-    "admm": Method("prune", AdmmSettings, admm.solve, needs_data=True),
+    "magnitude": Method(MagnitudeSettings, magnitude.solve),
+    "wanda": Method(WandaSettings, wanda.solve),
+    "sparsegpt": Method(SparseGPTSettings, sparsegpt.solve),
+    "admm": Method(AdmmSettings, admm.solve),
 }
 
 __all__ = [
@@ -44,14 +44,8 @@ __all__ = [
     "RowGrid",
     "Solve",
     "accumulate",
-    "needs_data",
     "solve",
 ]
-
-
-def needs_data(method: str, settings: PruneSettings) -> bool:
-    """Whether these settings of ``method`` call for input statistics: by nature, to refit, or to allocate."""
-    return _method(method).needs_data or settings.refit or settings.allocation == "owl"
 
 
 def solve(

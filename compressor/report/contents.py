@@ -194,7 +194,7 @@ def _items(checkpoint: Checkpoint, storage: Storage) -> Iterator[Item]:
         for module, spec in manifest.items() if isinstance(manifest, dict) else ():
             yield _packed_item(module, spec, rest)
     elif storage.method != PLAIN:
-        yield from _foreign_items(storage, rest)
+        yield from _foreign_items(checkpoint, storage, rest)
     for entry in rest.values():
         yield _plain_item(entry, vocabulary)
 
@@ -231,7 +231,7 @@ def _packed_item(module: str, spec: dict[str, Any], rest: dict[str, TensorEntry]
     )
 
 
-def _foreign_items(storage: Storage, rest: dict[str, TensorEntry]) -> Iterator[Item]:
+def _foreign_items(checkpoint: Checkpoint, storage: Storage, rest: dict[str, TensorEntry]) -> Iterator[Item]:
     """Matrices of another quantizer: a main tensor and its companions, all taken out of ``rest``."""
     modules: dict[str, dict[str, TensorEntry]] = {}
     for name in rest:
@@ -243,14 +243,16 @@ def _foreign_items(storage: Storage, rest: dict[str, TensorEntry]) -> Iterator[I
         main = next((parts[part] for part in parts if part in MAIN), None)
         if main is None:
             continue
-        shape = _unpacked_shape(main, storage)
+        shape, bits = _unpacked_shape(main, storage), storage.bits
+        if (stored := parts.get("weight_shape")) is not None:  # compressed-tensors: the exact shape, and so the bits
+            shape = tuple(int(side) for side in checkpoint.read(stored.name).tolist())
+            bits = main.shape[-1] * main.dtype.itemsize * 8 // shape[-1] if shape[-1] else bits
         for part in parts.values():
             rest.pop(part.name)
-        bits = f", {storage.bits} bits" if storage.bits else ""
         yield Item(
             name=module,
             group="compressed linears",
-            format=f"{storage.method}{bits}",
+            format=f"{storage.method}, {bits} bits" if bits else storage.method,
             shape=shape,
             tensors=len(parts),
             parameters=prod(shape),

@@ -72,7 +72,8 @@ def judge(
         evaluation: texts with a ``compressed`` and a ``baseline`` row; others are passed over.
         margin: relative difference of perplexity below which two results count as equal (0: never).
     """
-    at = _at_which_bytes(bytes, compressed_bytes)
+    other = _other_bytes(bytes, compressed_bytes)
+    label_and_size, at = f"({label}{other})", "" if other else " at the same bytes"
     pairs = []
     for text in evaluation:
         ours, plain = row_of(text, "compressed"), row_of(text, "baseline")
@@ -84,21 +85,21 @@ def judge(
     if not pairs:
         verdict, better = f"{label} was not evaluated, so there is nothing to hold this against", None
     elif len(lost) == len(pairs):
-        verdict, better = f"Plain rounding ({label}) would have been better {at}: {_against(lost)}", True
+        verdict, better = f"Plain rounding {label_and_size} would have been better{at}: {_against(lost)}", True
     elif len(won) == len(pairs):
-        verdict, better = f"Better than plain rounding ({label}) {at}: {_against(won)}", False
+        verdict, better = f"Better than plain rounding {label_and_size}{at}: {_against(won)}", False
     elif not won and not lost:
-        verdict, better = f"As good as plain rounding ({label}) {at}: {_against(pairs)}", None
+        verdict, better = f"As good as plain rounding {label_and_size}{at}: {_against(pairs)}", None
     else:
         parts = [f"{word} on {_against(some)}" for word, some in (("better", won), ("worse", lost)) if some]
-        verdict, better = f"Against plain rounding ({label}) {at}: {'; '.join(parts)}", None
+        verdict, better = f"Against plain rounding {label_and_size}{at}: {'; '.join(parts)}", None
     return Baseline(label=label, bits_per_weight=bits_per_weight, bytes=bytes, verdict=verdict + ".", better=better)
 
 
-def _at_which_bytes(plain: int, compressed: int | None) -> str:
+def _other_bytes(plain: int, compressed: int | None) -> str:
     if compressed is None or abs(plain - compressed) <= 0.02 * compressed:
-        return "at the same bytes"
-    return f"in {'fewer' if plain < compressed else 'more'} bytes ({bytes_text(plain)}, not {bytes_text(compressed)})"
+        return ""
+    return f"; it has {bytes_text(plain)}, this {bytes_text(compressed)}"
 
 
 def _against(pairs: Sequence[tuple[str, float, float]]) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compressor.engine.observe import inputs_hooked
 from compressor.methods.owl import allocate, outlier_score
+from compressor.methods.settings import PruneSettings
 from compressor.run.session import Run
 
 
@@ -17,9 +18,10 @@ def survey(run: Run, number: int) -> list[float] | None:
     nothing.
     """
     stage = run.recipe.stages[number]
-    target = stage.settings.sparsity
-    if stage.settings.allocation != "owl" or target is None or run.inputs.calibration is None:
+    settings = stage.settings
+    if not isinstance(settings, PruneSettings) or settings.allocation != "owl" or run.inputs.calibration is None:
         return None
+    target = settings.share  # owl and a pattern exclude each other
     stream = run.runner.start(run.inputs.calibration.ids)
     scores, sizes = [], []
     with run.voice.progress(run.blocks) as ticker:
@@ -41,13 +43,13 @@ def survey(run: Run, number: int) -> list[float] | None:
                 weight = run.skeleton.read(f"{linear.name}.weight").to(run.runner.device)
                 weight = weight.T if linear.transposed else weight
                 norms = squares.get(linear.name, torch.zeros(linear.shape[1], device=weight.device)).sqrt()
-                weighted += outlier_score(weight, norms, stage.settings.owl_threshold) * weight.numel()
+                weighted += outlier_score(weight, norms, settings.owl_threshold) * weight.numel()
                 size += weight.numel()
             scores.append(weighted / size if size else 0.0)
             sizes.append(size)
             run.runner.release_block(block)
             ticker.advance()
     touched = [block for block in range(run.blocks) if sizes[block]]
-    shares = allocate([scores[b] for b in touched], target, stage.settings.owl_band, [sizes[b] for b in touched])
+    shares = allocate([scores[b] for b in touched], target, settings.owl_band, [sizes[b] for b in touched])
     by_block = dict(zip(touched, shares, strict=True))
     return [by_block.get(block, target) for block in range(run.blocks)]

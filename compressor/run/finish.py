@@ -65,7 +65,11 @@ def evaluate(run: Run) -> list[Evaluation]:
     texts = run.inputs.texts
     if texts is None:
         return []
-    labels = {"dense": "dense", "compressed": _label(run), "baseline": baseline_label(run)}
+    labels = {
+        "dense": "dense",
+        "compressed": " + ".join(stage.label for stage in run.recipe.stages),
+        "baseline": baseline_label(run),
+    }
     models = {who: (labels[who], run.runner, run.streams[who]) for who in ORDER if who in run.streams}
     rows = measure.measure(models, texts, "dense")
     out = []
@@ -85,17 +89,6 @@ def evaluate(run: Run) -> list[Evaluation]:
             )
         )
     return out
-
-
-def _label(run: Run) -> str:
-    parts = []
-    for stage in run.recipe.stages:
-        settings = stage.settings
-        amount = settings.pattern or f"{settings.sparsity:.0%}"
-        bits = getattr(settings, "bits", None)
-        refitted = "+refit" if settings.refit and stage.name != "admm" else ""  # it is part of ADMM
-        parts.append(f"{stage.name}{refitted} {amount}" + (f" {bits}-bit" if bits else ""))
-    return " + ".join(parts)
 
 
 def _baseline_facts(run: Run) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, get_args
@@ -16,10 +16,10 @@ from compressor.engine.output import ONE_FILE, container_bytes
 from compressor.engine.skeleton import Linear, Skeleton
 from compressor.engine.tensorfile import Layout
 from compressor.errors import UserError
-from compressor.formats import nbytes, tensor_name
-from compressor.formats.parts import dtype_name
+from compressor.formats import tensor_name
 from compressor.formats.registry import format_of
-from compressor.methods.masks import count
+from compressor.run.container import Container, container_of
+from compressor.run.foresee import foreseen_spec, violations
 from compressor.run.recipe import Recipe, Stage
 from compressor.run.settings import OutputSettings
 
@@ -50,6 +50,11 @@ class Plan:
     specs: dict[str, dict[str, Any]]
     layouts: list[Layout]
     violations: tuple[str, ...]
+
+    @property
+    def container(self) -> Container:
+        """What kind of folder will be written."""
+        return container_of(self.skeleton, self.specs)
 
     @property
     def tensor_bytes(self) -> int:
@@ -183,11 +188,12 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     stored = skeleton.linears[0].dtype
     targets = tuple(_targets(stage, number, skeleton) for number, stage in enumerate(recipe.stages, 1))
     specs: dict[str, dict[str, Any]] = {}
-    violations: list[str] = []
+    broken: list[str] = []
     for stage, linears in zip(recipe.stages, targets, strict=True):
         for linear in linears:
-            violations += _violations(stage, linear, skeleton, first=stage is recipe.stages[0])
-            specs[linear.name] = predicted_spec(stage, linear)
+            packed = skeleton.packed.get(linear.name)
+            broken += violations(stage, linear, packed, first=stage is recipe.stages[0])
+            specs[linear.name] = foreseen_spec(stage, linear)
     if recipe.save == "packed":
         specs = {**{name: dict(spec) for name, spec in skeleton.packed.items()}, **specs}
     seqlen = choose_seqlen(recipe.calibration.seqlen, skeleton.config, "--seqlen")
@@ -202,7 +208,7 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
         targets=targets,
         specs=specs if recipe.save == "packed" else {},
         layouts=predict_layouts(skeleton, recipe, specs),
-        violations=tuple(dict.fromkeys(violations)),
+        violations=tuple(dict.fromkeys(broken)),
     )
 
 
@@ -216,52 +222,6 @@ def _targets(stage: Stage, number: int, skeleton: Skeleton) -> tuple[Linear, ...
             fix="mend the regular expressions",
         )
     return chosen
-
-
-def _violations(stage: Stage, linear: Linear, skeleton: Skeleton, *, first: bool) -> list[str]:
-    found = []
-    n = linear.shape[1]
-    if (group := stage.settings.group) is not None and n % group[1]:
-        found.append(
-            f"pattern {stage.settings.pattern} does not divide the {n} inputs of {linear.kind}; "
-            f"choose an M that divides {n}, or --exclude '{linear.kind.replace('.', chr(92) + '.')}'"
-        )
-    packed = skeleton.packed.get(linear.name)
-    if packed is not None and packed["format"] == "sparse-int":
-        found.append(f"{linear.name} is already quantized (sparse-int) and cannot be pruned; start from its source")
-    elif packed is None or not first or (group is not None and packed["format"] != "nm"):
-        pass  # any mask can be made N:M
-    elif (zeros := _zero_share(packed)) >= stage.share:
-        found.append(
-            f"{linear.name} is already pruned to {zeros:.1%}, and the recipe asks for {stage.share:.1%}; "
-            "ask for more, or start from its source"
-        )
-    return found
-
-
-def _zero_share(spec: Mapping[str, Any]) -> float:
-    """Fraction of zeros that a manifest entry promises."""
-    if spec["format"] == "nm":
-        return float(1 - spec["n"] / spec["m"])
-    return float(1 - spec["nnz"] / prod(spec["shape"])) if "nnz" in spec else 0.0
-
-
-def predicted_spec(stage: Stage, linear: Linear) -> dict[str, Any]:
-    """Manifest entry of a linear after a stage, from shapes alone."""
-    m, n = linear.shape
-    common: dict[str, Any] = {"shape": [m, n], "dtype": dtype_name(linear.dtype)}
-    settings = stage.settings
-    if settings.group is not None:
-        kept, group = settings.group
-        nnz = m * n // group * kept
-        sparse: list[dict[str, Any]] = [{"format": "nm", **common, "n": kept, "m": group}] if n % group == 0 else []
-    else:
-        nnz = m * n - count(settings.sparsity or 0.0, m * n)
-        sparse = []
-    if (bits := getattr(settings, "bits", None)) is not None:
-        return {"format": "sparse-int", **common, "nnz": nnz, "bits": bits}
-    candidates = [{"format": "dense", **common}, {"format": "bitmask", **common, "nnz": nnz}, *sparse]
-    return min(candidates, key=nbytes)
 
 
 def predict_layouts(skeleton: Skeleton, recipe: Recipe, specs: dict[str, dict[str, Any]]) -> list[Layout]:

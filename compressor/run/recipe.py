@@ -2,47 +2,77 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
 from compressor.calibration.folders import data_folder
 from compressor.errors import UserError, nearest
-from compressor.methods.settings import PruneSettings
-from compressor.methods.table import METHODS, Method, needs_data
+from compressor.methods.quantize_settings import QUANTIZE_METHODS, QuantizeSettings
+from compressor.methods.settings import PRUNE_METHODS, PruneSettings
 from compressor.run.settings import CalibrationSettings, EvaluationSettings, OutputSettings
 
-STAGES = ("prune",)
+Settings = PruneSettings | QuantizeSettings
+STAGES: dict[str, Mapping[str, type[Settings]]] = {"prune": PRUNE_METHODS, "quantize": QUANTIZE_METHODS}
+"""Kind of stage -> its methods' settings classes."""
+
+PER_STAGE = ("include", "exclude", "allocation", "owl_threshold", "owl_band")  # mean nothing for a single matrix
 
 
 class Stage(BaseModel):
-    """One transformation: a method of a kind, and its settings."""
+    """One transformation: a method of a kind, and its settings.
+
+    Attributes:
+        overrides: (regex, settings) for the modules whose name matches; the first match counts.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     kind: str
     name: str
-    settings: PruneSettings
+    settings: SerializeAsAny[Settings]
+    overrides: tuple[tuple[str, SerializeAsAny[Settings]], ...] = ()
 
-    @property
-    def method(self) -> Method:
-        """The method's entry in the table."""
-        return METHODS[self.name]
-
-    @property
-    def share(self) -> float:
-        """Fraction of zeros asked for, by sparsity or pattern."""
-        group = self.settings.group
-        return self.settings.sparsity or 0.0 if group is None else 1 - group[0] / group[1]
+    def settings_of(self, module: str) -> Settings:
+        """The settings for one module."""
+        return next((special for regex, special in self.overrides if re.search(regex, module)), self.settings)
 
     @property
     def needs_data(self) -> bool:
-        """Whether calibration inputs are needed: by the method, its refit or its allocation."""
-        return needs_data(self.name, self.settings)
+        """Whether calibration inputs are needed for any module."""
+        every = (self.settings, *(special for _, special in self.overrides))
+        return self.tuned or any(settings.needs_data for settings in every)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the blocks are learned after they have been quantized."""
+        return isinstance(self.settings, QuantizeSettings) and self.settings.tune_steps > 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the calibration windows are also sent through the model as the stage found it."""
+        return self.tuned or getattr(self.settings, "drift", 0) > 0
+
+    @property
+    def label(self) -> str:
+        """The stage in a few words."""
+        return self.settings.label(self.name) + (" with overrides" if self.overrides else "")
+
+    def content(self) -> dict[str, Any]:
+        """The stage as plain data with every default filled in, in the shape of a recipe file."""
+        values = {"method": self.name, **self.settings.model_dump(mode="json")}
+        if self.overrides:
+            base = self.settings.model_dump(mode="json")
+            values["overrides"] = {
+                regex: {key: value for key, value in special.model_dump(mode="json").items() if value != base[key]}
+                for regex, special in self.overrides
+            }
+        return {self.kind: values}
 
 
 class Recipe(OutputSettings):
@@ -62,9 +92,7 @@ class Recipe(OutputSettings):
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data with every default filled in, in the shape of a recipe file."""
         content = self.model_dump(mode="json", exclude={"stages"})
-        stages = [
-            {stage.kind: {"method": stage.name, **stage.settings.model_dump(mode="json")}} for stage in self.stages
-        ]
+        stages = [stage.content() for stage in self.stages]
         return {"name": content.pop("name"), "description": content.pop("description"), "stages": stages, **content}
 
 
@@ -77,13 +105,37 @@ def make_stage(kind: str, content: Mapping[str, Any]) -> Stage:
     if kind not in STAGES:
         raise UserError(f"unknown stage {kind!r}{nearest(kind, STAGES)}")
     settings = dict(content)
-    name = settings.pop("method", None)
-    methods = [key for key, method in METHODS.items() if method.stage == kind]
+    name, special = settings.pop("method", None), settings.pop("overrides", {})
+    methods = STAGES[kind]
     if name is None:
         raise UserError(f"a {kind} stage needs a method (known: {', '.join(methods)})", fix="--method NAME")
-    if name not in methods:
+    if not isinstance(name, str) or name not in methods:
         raise UserError(f"unknown {kind} method {name!r}{nearest(str(name), methods)}", fix="see --method")
-    return Stage(kind=kind, name=name, settings=validated(METHODS[name].settings, settings, f"{kind} {name}"))
+    model, where = methods[name], f"{kind} {name}"
+    return Stage(
+        kind=kind,
+        name=name,
+        settings=validated(model, settings, where),
+        overrides=_overrides(model, settings, special, where),
+    )
+
+
+def _overrides(
+    model: type[Settings], settings: Mapping[str, Any], special: Any, where: str
+) -> tuple[tuple[str, Settings], ...]:
+    """The settings of the modules that differ: those of the stage, and on top of them what the override gives."""
+    if not isinstance(special, Mapping) or not all(isinstance(given, Mapping) for given in special.values()):
+        raise UserError(f"{where}: overrides should look like 'overrides: {{down_proj: {{bits: 8}}}}'")
+    found = []
+    for regex, given in special.items():
+        try:
+            re.compile(str(regex))
+        except re.error as error:
+            raise UserError(f"{where}: override {regex!r} is not a regular expression: {error}") from error
+        if misplaced := [key for key in given if key in PER_STAGE]:
+            raise UserError(f"{where}: {misplaced[0]!r} belongs to the whole stage, not to override {regex!r}")
+        found.append((str(regex), validated(model, {**settings, **given}, f"{where}, override {regex!r}")))
+    return tuple(found)
 
 
 def validated(model: type[BaseModel], content: Mapping[str, Any], where: str) -> Any:
@@ -143,18 +195,19 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
         UserError: names the stage and the rule.
     """
     for number, (earlier, later) in enumerate(pairwise(stages), 2):
-        if getattr(earlier.settings, "bits", None) is not None:
+        if earlier.kind == "quantize" or getattr(earlier.settings, "bits", None) is not None:
             raise UserError(
-                f"stage {number} ({later.kind}) cannot follow {earlier.name} with bits={earlier.settings.bits}: "  # type: ignore[attr-defined]
-                "its codes are final",
+                f"stage {number} ({later.kind}) cannot follow {earlier.label}: its codes are final",
                 fix="prune first, quantize last",
             )
+        if isinstance(later.settings, QuantizeSettings) or isinstance(earlier.settings, QuantizeSettings):
+            continue
         if later.settings.allocation == "owl":
             raise UserError(
                 f"stage {number}: allocation owl looks at the whole model before it begins, so it must come first",
                 fix="run this stage as a command of its own on the output of the others",
             )
-        before, after = earlier.share, later.share
+        before, after = earlier.settings.share, later.settings.share
         if after <= before and not (earlier.settings.pattern is None and later.settings.pattern):
             raise UserError(
                 f"stage {number} asks for sparsity {after:g}, stage {number - 1} already leaves {before:g}",

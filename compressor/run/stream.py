@@ -43,6 +43,7 @@ from compressor.run.progress import Voice, quiet
 from compressor.run.recipe import Recipe
 from compressor.run.session import Options, Run
 from compressor.run.transform import BlockWork, apply_stage, open_block, pack_block
+from compressor.run.tuning import tune_stage
 from compressor.run.verify import Verifier
 
 __all__ = ["Options", "compress", "foresee"]
@@ -182,6 +183,8 @@ def start_streams(run: Run) -> dict[str, Stream]:
         for number, stage in enumerate(run.recipe.stages):
             if stage.needs_data:
                 streams[f"stage {number}"] = first.copy()
+            if stage.needs_reference:
+                streams[f"stage {number} before"] = first.copy()
     if run.inputs.texts is not None:
         first = run.runner.start(run.inputs.texts.ids)
         for who in ("dense", "compressed", *(["baseline"] if run.recipe.evaluation.baseline else [])):
@@ -207,16 +210,24 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
     for number, stage in enumerate(run.recipe.stages):
         chosen = [linear for linear in run.plan.targets[number] if linear.block == block]
         stream = run.streams.get(f"stage {number}")
+        reference = run.streams.get(f"stage {number} before")
         seen, since = None, time.perf_counter()
         if stream is not None and chosen:
-            seen = observe(run.runner, block, chosen, stream)
+            seen = observe(run.runner, block, chosen, stream, reference)
             experts = finish.expert_tokens(chosen, seen)
         run.timed("gathering statistics", since)
         since = time.perf_counter()
+        if reference is not None:
+            run.runner.step(block, reference)
+        before = {linear.name: work.weights[linear.name].dense() for linear in chosen} if stage.tuned else {}
         sparsity = run.journal.facts["sparsities"][number]
         total = stream.ids.numel() if stream is not None else 0
         apply_stage(stage, chosen, work, seen, sparsity[block] if sparsity else None, run.runner, total)
         run.timed("solving", since)
+        if stage.tuned and stream is not None and reference is not None and chosen:
+            since = time.perf_counter()
+            tune_stage(stage, chosen, work, before, run.runner, block, stream, reference.states)
+            run.timed("learning", since)
         since = time.perf_counter()
         if stream is not None and block < run.blocks - 1:
             run.runner.step(block, stream)

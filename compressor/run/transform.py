@@ -14,6 +14,8 @@ from compressor.engine.observe import Observation
 from compressor.engine.skeleton import Linear, Skeleton
 from compressor.formats import Dense, Masked, Representation, SparseInt, nbytes, pack
 from compressor.methods.quadratic import layer_error
+from compressor.methods.quantizers import quantize
+from compressor.methods.settings import PruneSettings
 from compressor.methods.statistics import InputStatistics
 from compressor.methods.table import FactorizationError, Pruned, solve
 from compressor.run.recipe import Stage
@@ -22,6 +24,12 @@ from compressor.run.recipe import Stage
 # absolute floor).
 STARVED_SHARE = 0.005
 STARVED_TOKENS = 32
+
+# A dense matrix with at least this share of exact zeros was pruned: they stay zero.
+PRUNED_SHARE = 0.05
+
+# What a stage does where there are no statistics.
+WITHOUT_DATA = {"prune": "pruned by magnitude", "quantize": "quantized by its weights alone"}
 
 
 @dataclass
@@ -90,30 +98,20 @@ def apply_stage(
         statistics, fallback = _usable(linear, seen, total_tokens)
         before = work.weights[linear.name]
         weight = before.dense().to(runner.device, torch.float32)
-        frozen = ~before.mask.to(runner.device) if isinstance(before, Masked) else None
-        pruned, fallback = _solve(stage, weight, statistics, fallback, sparsity, frozen)
-        after = _representation(pruned, stage, linear.dtype)
-        work.weights[linear.name] = after
-        value = after.dense()
-        runner.set_weight(f"{linear.name}.weight", value.T if linear.transposed else value)
+        frozen = _pruned_before(before, weight)
+        after, notes, fallback = _solve(stage, linear, weight, statistics, fallback, sparsity, frozen)
+        value = install(work, linear, after, runner)
         error = None
         if statistics is not None:
             original = work.originals[linear.name].to(runner.device, torch.float32)
             error = layer_error(original, value.to(runner.device, torch.float32), statistics.hessian)[1]
-        spec = after.spec(linear.dtype)
-        notes, rungs = list(pruned.notes), []
-        if statistics is not None and stage.method.needs_data and fallback is None:
-            rungs = list(statistics.rungs)
+        rungs = list(statistics.rungs) if statistics is not None and fallback is None else []
         if seen is not None and seen.calls[linear.name] > 1:
             notes.append(f"called {seen.calls[linear.name]} times in one forward pass; all inputs were counted")
         if seen is not None and seen.bad_tokens[linear.name]:
             notes.append(f"{seen.bad_tokens[linear.name]} input rows with NaN or infinite values were left out")
         work.layers[linear.name] |= {
             "method": stage.name,
-            "format": spec["format"],
-            "sparsity": float((value == 0).sum()) / value.numel(),
-            "bits_per_weight": 8 * nbytes(spec) / value.numel(),
-            "bytes": nbytes(spec),
             "relative_error": error,
             "tokens": statistics.tokens if statistics is not None else (0 if fallback else None),
             "seconds": work.layers[linear.name].get("seconds", 0.0) + time.perf_counter() - began,
@@ -123,37 +121,76 @@ def apply_stage(
         }
 
 
+def install(work: BlockWork, linear: Linear, after: Representation, runner: BlockRunner) -> Tensor:
+    """Give a linear its new representation, here, in the loaded block and in the report; return its value (m, n)."""
+    work.weights[linear.name] = after
+    value = after.dense(linear.dtype)
+    runner.set_weight(f"{linear.name}.weight", value.T if linear.transposed else value)
+    size = nbytes(after.spec(linear.dtype))
+    work.layers[linear.name] |= {
+        "format": after.spec(linear.dtype)["format"],
+        "sparsity": float((value == 0).sum()) / value.numel(),
+        "bits_per_weight": 8 * size / value.numel(),
+        "bytes": size,
+    }
+    return value
+
+
+def _pruned_before(representation: Representation, weight: Tensor) -> Tensor | None:
+    """Positions (m, n) that an earlier stage or, in a plain checkpoint, an earlier tool has pruned."""
+    if isinstance(representation, Masked):
+        return ~representation.mask.to(weight.device)
+    zeros = weight == 0
+    return zeros if int(zeros.sum()) >= PRUNED_SHARE * zeros.numel() else None
+
+
 def _usable(linear: Linear, seen: Observation | None, total: int) -> tuple[InputStatistics | None, str | None]:
     if seen is None:
         return None, None
     statistics = seen.statistics.pop(linear.name)  # the last user lets go of Hessian and factor
     if ".experts." in linear.name and statistics.tokens < max(STARVED_TOKENS, STARVED_SHARE * total):
-        return None, f"only {statistics.tokens} of {total} calibration tokens reached this expert: pruned by magnitude"
+        return None, f"only {statistics.tokens} of {total} calibration tokens reached this expert"
     if statistics.tokens == 0:
-        return None, "no calibration token reached this layer: pruned by magnitude"
+        return None, "no calibration token reached this layer"
     return statistics, None
 
 
 def _solve(
     stage: Stage,
+    linear: Linear,
     weight: Tensor,
     statistics: InputStatistics | None,
     fallback: str | None,
     sparsity: float | None,
     frozen: Tensor | None,
-) -> tuple[Pruned, str | None]:
+) -> tuple[Representation, list[str], str | None]:
+    """The new representation, notes, and what was done instead of what was asked, with the reason."""
+    settings = stage.settings_of(linear.name)
+
+    def attempt(stats: InputStatistics | None) -> tuple[Representation, list[str]]:
+        if isinstance(settings, PruneSettings):
+            pruned = solve(stage.name, weight, stats, settings, sparsity, frozen)
+            return _masked(pruned, settings, linear.dtype), list(pruned.notes)
+        quantized = quantize(stage.name, weight, stats, settings, frozen)
+        return quantized.code, list(quantized.notes)
+
+    instead = WITHOUT_DATA[stage.kind]
     try:
-        return solve(stage.name, weight, statistics, stage.settings, sparsity, frozen), fallback
+        after, notes = attempt(statistics)
     except FactorizationError as error:
-        return solve(stage.name, weight, None, stage.settings, sparsity, frozen), f"{error}: pruned by magnitude"
+        if statistics is None:
+            raise
+        after, notes = attempt(None)
+        fallback = str(error)
+    return after, notes, fallback and f"{fallback}: {instead}"
 
 
-def _representation(pruned: Pruned, stage: Stage, dtype: torch.dtype) -> Representation:
+def _masked(pruned: Pruned, settings: PruneSettings, dtype: torch.dtype) -> Representation:
     mask = pruned.mask.cpu()
     if pruned.codes is not None:
         grid = pruned.codes
         return SparseInt(grid.codes.cpu(), grid.scale.to(torch.float16).cpu(), grid.zero.cpu(), mask, grid.bits)
-    return Masked(pruned.weight.to(dtype).cpu(), mask, stage.settings.group)
+    return Masked(pruned.weight.to(dtype).cpu(), mask, settings.group)
 
 
 def pack_block(

@@ -9,6 +9,7 @@ stdout.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,11 +23,19 @@ from torch import Tensor
 from compressor.engine.limits import available_memory
 from compressor.errors import UserError
 from compressor.report.schema import Verification
+from compressor.run.container import Container
 from compressor.run.plan import PROCESS_BYTES, Plan
 from compressor.run.recipe import Recipe
 
 # Largest difference of a logit allowed, relative to the largest logit: another order of sums, nothing more.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+ROUTES: dict[Container, str] = {
+    "plain": "stock transformers",
+    "compressed-tensors": "stock transformers with compressed-tensors",
+    "compressor": "import compressor",
+}
 
 
 class Verifier:
@@ -35,9 +44,12 @@ class Verifier:
     def __init__(self, recipe: Recipe, folder: Path, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
-        self.route = "import compressor" if recipe.save == "packed" else "stock transformers"
+        self.route = ROUTES[plan.container]
         command = [sys.executable, "-m", "compressor.run.verify"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = {**os.environ, "TQDM_DISABLE": "1"}  # standard error is the user's
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def check(self, ids: Tensor, logits: Tensor) -> Verification:
         """Ask for the logits of ``ids`` (1, T) and compare them with ``logits`` (1, T, vocabulary) fp32.
@@ -56,6 +68,7 @@ class Verifier:
                 "dtype": str(self.plan.dtype).removeprefix("torch."),
                 "device": str(self.plan.device),
                 "whole": whole,
+                "container": self.plan.container,
                 "target": str(target),
             }
             answer, _ = self.process.communicate(json.dumps(request) + "\n")
@@ -99,7 +112,11 @@ def recompute(request: dict[str, Any]) -> Tensor:
     folder, dtype = Path(request["folder"]), getattr(torch, request["dtype"])
     ids, device = torch.tensor(request["ids"]), torch.device(request["device"])
     if request["whole"]:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+        integers = request["container"] == "compressed-tensors"
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if integers else dtype).to(device).eval()
+        if integers:  # its values are products in the stored dtype, made when it first runs
+            model(input_ids=ids[:, :1].to(device), use_cache=False)
+            model = model.to(dtype)
         return model(input_ids=ids.to(device), use_cache=False).logits.float().cpu()  # type: ignore[no-any-return]
     from compressor.engine.checkpoint import open_checkpoint
     from compressor.engine.forward import BlockRunner

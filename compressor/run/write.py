@@ -14,7 +14,9 @@ from compressor.engine.journal import write_atomically
 from compressor.engine.output import copy_companions, write_shard
 from compressor.engine.tensorfile import layout_of
 from compressor.formats import tensor_name
-from compressor.hf.reader import READER_NAME, packed_config, reader_source, source_config
+from compressor.hf.manifest import MODEL_TYPE, READER_NAME
+from compressor.hf.reader import reader_source
+from compressor.run.container import folder_config
 from compressor.run.plan import Plan
 from compressor.run.transform import BlockWork
 
@@ -74,16 +76,12 @@ def _dense_tensors(plan: Plan, block: int, work: BlockWork) -> dict[str, Tensor]
 
 def write_companions(folder: Path, plan: Plan, specs: dict[str, dict[str, Any]]) -> None:
     """Write config.json, the recipe and, for packed folders, the reader; copy tokenizer and the rest unchanged."""
-    checkpoint = plan.skeleton.checkpoint
-    copy_companions(checkpoint.folder, folder)
-    config = checkpoint.config
-    plain = source_config(config) if config.get("model_type") == "compressor" else config
-    if plan.recipe.save == "packed":
+    copy_companions(plan.skeleton.checkpoint.folder, folder)
+    config = folder_config(plan.skeleton, specs if plan.recipe.save == "packed" else {})
+    if config["model_type"] == MODEL_TYPE:
         write_atomically(folder / READER_NAME, reader_source())
-        config = packed_config(plain, dict(specs))
     else:
         (folder / READER_NAME).unlink(missing_ok=True)
-        config = plain
     write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     recipe = yaml.safe_dump(plan.recipe.resolved(), sort_keys=False, allow_unicode=True)
     write_atomically(folder / "recipe.yaml", recipe)

@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from compressor.cli.explain import explain, folded
 from compressor.errors import UserError
-from compressor.formats import FORMATS, tensor_name
+from compressor.formats import tensor_name
+from compressor.formats.bitmask import pack_bitmask
+from compressor.formats.nm import pack_nm
 from compressor.report.contents import read_contents
 
 BLOCKS, WIDTH, INNER, VOCABULARY = 3, 16, 24, 32
@@ -55,8 +57,7 @@ def packed(llama: Path) -> Path:
                 mask[0, : block + 1] = False  # so that the sparsities of the blocks differ
             spec: dict[str, Any] = {"format": form, "shape": list(weight.shape), "dtype": "bfloat16"}
             spec |= {"nnz": int(mask.sum())} if form == "bitmask" else {"n": 2, "m": 4}
-            pack = FORMATS[form].pack
-            parts = pack(weight, mask) if form == "bitmask" else pack(weight, mask, 2, 4)
+            parts = pack_bitmask(weight, mask) if form == "bitmask" else pack_nm(weight, mask, 2, 4)
             tensors |= {tensor_name(module, name): tensor for name, tensor in parts.items()}
             modules[module] = spec
     save_file(tensors, llama / "model.safetensors")
@@ -181,7 +182,7 @@ FOREIGN = {
         {
             "weight_packed": torch.zeros(16, 8, dtype=INT),
             "weight_scale": torch.zeros(16, 1),
-            "weight_shape": torch.ones(2),
+            "weight_shape": torch.tensor([16, 64]),
         },
         {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
     ),

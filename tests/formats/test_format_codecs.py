@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compressor.formats import FORMATS, Dense, Masked, SparseInt, choose, format_of, nbytes, pack, tensor_name, unpack
 from compressor.formats import nm as nm_file
+from compressor.formats.bitmask import pack_bitmask
 from compressor.formats.bits import pack_bits, pack_codes, unpack_bits, unpack_codes
 from compressor.formats.nm import nm_word, pack_nm, unpack_nm
 
@@ -57,7 +58,7 @@ def assert_layout(spec: dict[str, Any], parts: dict[str, Tensor]) -> None:
 def test_bitmask_is_bit_exact(rows: int, columns: int, dtype: torch.dtype, density: float, seed: int) -> None:
     weight = any_bits((rows, columns), dtype, seed)
     mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < density
-    parts = FORMATS["bitmask"].pack(weight, mask)
+    parts = pack_bitmask(weight, mask)
     name = str(dtype).removeprefix("torch.")
     spec = {"format": "bitmask", "shape": [rows, columns], "dtype": name, "nnz": int(mask.sum())}
     assert_layout(spec, parts)

@@ -12,7 +12,7 @@ from compressor.errors import UserError
 from compressor.methods import masks
 from compressor.methods.quadratic import layer_error
 from compressor.methods.settings import AdmmSettings, MagnitudeSettings, SparseGPTSettings, WandaSettings
-from compressor.methods.table import METHODS, InputStatistics, Pruned, needs_data, solve
+from compressor.methods.table import METHODS, InputStatistics, Pruned, solve
 from tests.methods import reference
 from tests.methods.reference import correlated
 
@@ -113,10 +113,10 @@ def test_without_statistics(name: str) -> None:
 
 
 def test_needs_data() -> None:
-    assert not needs_data("magnitude", MagnitudeSettings())
-    assert needs_data("magnitude", MagnitudeSettings(refit=True))
-    assert needs_data("magnitude", MagnitudeSettings(allocation="owl"))
-    assert needs_data("wanda", WandaSettings())
+    assert not MagnitudeSettings().needs_data
+    assert MagnitudeSettings(refit=True).needs_data
+    assert MagnitudeSettings(allocation="owl").needs_data
+    assert WandaSettings().needs_data
 
 
 def test_bad_calls() -> None:

@@ -168,8 +168,8 @@ def test_verdict_says_when_the_bytes_are_not_the_same() -> None:
         for size in (990_000, 800_000, 1_200_000)
     ]
     assert "at the same bytes" in said[0]
-    assert "in fewer bytes (800 kB, not 1.00 MB)" in said[1].replace(numbers.NBSP, " ")
-    assert "in more bytes (1.20 MB, not 1.00 MB)" in said[2].replace(numbers.NBSP, " ")
+    assert "(8-bit; it has 800 kB, this 1.00 MB)" in said[1].replace(numbers.NBSP, " ")
+    assert "(8-bit; it has 1.20 MB, this 1.00 MB)" in said[2].replace(numbers.NBSP, " ")
 
 
 def test_headline(make_report: Make) -> None:

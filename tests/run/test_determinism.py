@@ -111,3 +111,17 @@ def test_zeros_of_the_first_stage_stay_zeros(llama: Path, calibration: Path, tmp
         if "_proj" in name:
             assert not bool(both[name][weight == 0].any())
             assert int((both[name] == 0).sum()) == pytest.approx(0.6 * weight.numel(), abs=1)
+
+
+def test_sparse_integers_of_a_half_precision_model_reload(calibration: Path, tmp_path: Path) -> None:
+    """Their values are rounded to the checkpoint's dtype when they are read: the run has to compute with these."""
+    source = tiny_models.save(tiny_models.random_model("llama", dtype=torch.bfloat16), tmp_path / "model")
+    stage = {"method": "sparsegpt", "sparsity": 0.5, "bits": 4}
+    report = tiny_models.run_recipe(tiny_models.recipe_for(calibration, stage), source, tmp_path / "out")
+    ids = tiny_models.random_ids(2)
+    plain = tiny_models.recipe_for(calibration, stage, save="dense")
+    tiny_models.run_recipe(plain, source, tmp_path / "dense")
+    assert report.layers[0].format == "sparse-int"
+    assert torch.equal(
+        tiny_models.streamed_logits(tmp_path / "out", ids), tiny_models.streamed_logits(tmp_path / "dense", ids)
+    )

@@ -1,0 +1,91 @@
+"""``compressor prune`` and ``compressor quantize``: one stage, its settings as flags."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from compressor.cli.common import Json, Model, Quiet, Revision, TrustRemoteCode, Verbose, run_content, run_options
+from compressor.cli.options import given, method_options, with_options
+from compressor.cli.run import DryRun, Fresh, Output, Overwrite, carry_out
+from compressor.methods.quantize_settings import QUANTIZE_METHODS
+from compressor.methods.settings import PRUNE_METHODS
+
+
+def _command(
+    kind: str, methods: Mapping[str, type[BaseModel]], default: str, panel: str, text: str
+) -> Callable[..., Any]:
+    """The command of one kind of stage; every setting of its methods becomes a flag."""
+
+    def command(
+        model: Model = "embedded",
+        output: Output = None,
+        dry_run: DryRun = False,
+        fresh: Fresh = False,
+        overwrite: Overwrite = False,
+        trust_remote_code: TrustRemoteCode = False,
+        revision: Revision = None,
+        verbose: Verbose = 0,
+        quiet: Quiet = False,
+        as_json: Json = False,
+        **values: Any,
+    ) -> None:
+        from compressor.run.recipe import make_recipe
+
+        chosen = given(values, {name for settings in methods.values() for name in settings.model_fields})
+        stage = {kind: {"method": values["method"], **chosen}}
+        recipe = make_recipe({"stages": [stage], **run_content(values)}, kind)
+        carry_out(
+            recipe,
+            model,
+            output,
+            dry_run=dry_run,
+            fresh=fresh,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            verbose=verbose,
+            quiet=quiet,
+            as_json=as_json,
+        )
+
+    command.__name__, command.__doc__ = kind, text
+    word = typer.Option("--method", "-m", help=f"One of {', '.join(methods)}.", rich_help_panel=panel)
+    method = inspect.Parameter(
+        "method", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[str, word]
+    )
+    return with_options(command, [method, *method_options(methods, panel), *run_options()])
+
+
+prune = _command(
+    "prune",
+    PRUNE_METHODS,
+    "sparsegpt",
+    "Pruning",
+    """Set weights to zero, and store the rest packed.
+
+    By default half of every matrix by SparseGPT. The result is evaluated on text that was not calibrated on, set beside
+    plain rounding of the same size, reloaded in a fresh process, and described by report.html.
+
+    Example: compressor prune embedded -o pruned --sparsity 0.5
+    """,
+)
+
+quantize = _command(
+    "quantize",
+    QUANTIZE_METHODS,
+    "gptq",
+    "Quantization",
+    """Store weights in few bits: integers, or sums of trit planes.
+
+    By default 4-bit integers by GPTQ, written so that transformers and vLLM load them without compressor. The result is
+    evaluated on text that was not calibrated on, set beside plain rounding of the same size, reloaded in a fresh
+    process, and described by report.html.
+
+    Example: compressor quantize embedded -o quantized --method trit-planes --planes 2
+    """,
+)

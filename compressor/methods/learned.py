@@ -1,0 +1,121 @@
+"""Quantized weights as functions of parameters that can be learned: rounding by straight-through estimates.
+
+A learner starts exactly at the code it is given, and `finish` gives a code of the same kind and size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compressor.formats.group_int import GroupInt, portable_scale
+from compressor.formats.trit_planes import TritPlanes, trit_combinations
+
+INSIDE = 0.45  # of a step: how far from a code's own value its latent weight may start
+SCALE_PACE = 0.1  # scales act on whole groups, and learn more slowly
+
+
+def through(value: Tensor, latent: Tensor) -> Tensor:
+    """Return ``value``, with the gradient going to ``latent`` (the straight-through estimate)."""
+    return latent + (value - latent).detach()
+
+
+class FlexRoundLearner:
+    """Integers in groups: W = s clip(round(R / exp(U))) with s and U learned (FlexRound, arXiv 2306.00317, eq. 2).
+
+    R is W / s, moved to within the step that its code rounds, so that learning starts at the code; the division makes
+    large weights move further than small ones, and leaves zeros where they are.
+    """
+
+    def __init__(self, code: GroupInt, weight: Tensor) -> None:
+        """Start at ``code``, made from ``weight`` (m, n) fp32."""
+        self.code = code
+        m = len(code.codes)
+        self.groups = code.scale.shape[1]
+        zero = 0 if code.zero is None else code.zero[:, :, None].float()
+        codes = code.codes.float().view(m, self.groups, -1) - zero
+        exact = weight.view_as(codes) / code.scale[:, :, None]
+        self.start = codes + (exact - codes).clamp(-INSIDE, INSIDE)
+        self.low = -(2.0 ** (code.bits - 1)) - zero
+        self.high = 2.0 ** (code.bits - 1) - 1 - zero
+        self.divisor = torch.zeros_like(self.start)
+        self.gain = torch.zeros_like(code.scale)
+
+    def parameters(self) -> list[tuple[Tensor, float]]:
+        """U (m, G, n / G) and the logarithm of the change of s (m, G)."""
+        return [(self.divisor, 1.0), (self.gain, SCALE_PACE)]
+
+    def _integers(self) -> Tensor:
+        latent = self.start * torch.exp(-self.divisor)
+        clipped = torch.minimum(torch.maximum(latent, torch.as_tensor(self.low)), torch.as_tensor(self.high))
+        return through(clipped.round(), clipped)
+
+    def _scale(self) -> Tensor:
+        scale = self.code.scale * torch.exp(self.gain)
+        return through(portable_scale(scale.detach(), self.code.bits), scale)
+
+    def weight(self) -> Tensor:
+        """The weight (m, n)."""
+        return (self._integers() * self._scale()[:, :, None]).flatten(1)
+
+    def finish(self) -> GroupInt:
+        """The code at the present parameters."""
+        with torch.no_grad():
+            zero = 0 if self.code.zero is None else self.code.zero[:, :, None].float()
+            codes = (self._integers() + zero).flatten(1).to(torch.int8)
+            return GroupInt(codes, self._scale(), self.code.zero, self.code.bits)
+
+
+class TritLearner:
+    """Trit planes: every weight the level nearest to a latent weight, which is learned, as the scales are."""
+
+    def __init__(self, code: TritPlanes, weight: Tensor) -> None:
+        """Start at ``code``, made from ``weight`` (m, n) fp32; weights that are exactly zero in both stay zero."""
+        self.code = code
+        self.combinations = torch.tensor(trit_combinations(code.trits.shape[0]), device=weight.device).float()
+        self.scale = code.scale.float().clone()
+        self.still = (weight == 0) & (code.trits == 0).all(0)
+        value = code.dense().to(weight.device)
+        self.latent = weight.clone()
+        moved = self._nearest(self.latent)
+        self.latent = torch.where(self._value(moved) == value, weight, value)
+
+    def _spread(self, scale: Tensor) -> Tensor:
+        return scale.repeat_interleave(self.code.group, dim=2)[:, :, : self.code.trits.shape[2]]
+
+    def _nearest(self, latent: Tensor) -> Tensor:
+        """Trits (K, m, n) fp32 of the level nearest to each weight; ties go to the first combination."""
+        with torch.no_grad():
+            scale = self._spread(self.scale.half().float())
+            best = torch.full_like(latent, torch.inf)
+            trits = torch.zeros_like(scale)
+            for combination in self.combinations:
+                distance = (latent - (scale * combination[:, None, None]).sum(0)).abs()
+                closer = distance < best
+                best = torch.where(closer, distance, best)
+                trits = torch.where(closer, combination[:, None, None], trits)
+            return trits.masked_fill(self.still, 0)
+
+    def _value(self, trits: Tensor) -> Tensor:
+        scale = through(self.scale.detach().half().float(), self.scale)
+        return (trits * self._spread(scale)).sum(0)
+
+    def parameters(self) -> list[tuple[Tensor, float]]:
+        """Latent weights (m, n) and scales (K, m, groups), each at a pace that fits its size."""
+        return [
+            (self.latent, float(self.scale.abs().mean())),
+            (self.scale, SCALE_PACE * float(self.scale.abs().mean())),
+        ]
+
+    def weight(self) -> Tensor:
+        """The weight (m, n)."""
+        value = self._value(self._nearest(self.latent))
+        return value + (self.latent - self.latent.detach()).masked_fill(self.still, 0)
+
+    def finish(self) -> TritPlanes:
+        """The code at the present parameters, in canonical order."""
+        with torch.no_grad():
+            trits, scale = self._nearest(self.latent).to(torch.int8), self.scale.half()
+            order = scale.abs().argsort(dim=0, descending=True, stable=True)
+            trits = torch.where(self._spread(scale) < 0, -trits, trits).gather(0, self._spread(order))
+            return TritPlanes(trits, scale.abs().gather(0, order), self.code.group)

@@ -1,0 +1,151 @@
+"""The settings of the quantizing methods: one frozen class each; the descriptions are help and recipe schema."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class QuantizeSettings(BaseModel):
+    """What every quantizing method takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+
+    group: int | Literal["row"] = Field(
+        128, description="consecutive inputs that share their scales, or 'row'; the last group of a row may be shorter"
+    )
+    damp: float = Field(
+        0.01, gt=0, lt=1, description="damping of the Hessian, relative to the mean of its diagonal; raised when needed"
+    )
+    block: int = Field(128, ge=1, description="columns that are lazily updated together")
+    include: tuple[str, ...] = Field((), description="quantize only modules whose name matches one of these regexes")
+    exclude: tuple[str, ...] = Field((), description="leave out modules whose name matches one of these regexes")
+
+    tune_steps: int = Field(
+        0,
+        ge=0,
+        description="afterwards learn the codes of each block together, by so many steps against the block's output "
+        "before (learned rounding)",
+    )
+    tune_rate: float = Field(5e-3, gt=0, lt=1, description="tune: learning rate, relative to the size of a weight")
+
+    @field_validator("group", mode="before")
+    @classmethod
+    def _check_group(cls, value: Any) -> Any:
+        text = str(value)
+        if text != "row" and (not text.isdigit() or int(text) < 1):
+            raise ValueError(f"group {text!r} must be a number of inputs, such as 128, or row")
+        return text if text == "row" else int(text)
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _check_regexes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                re.compile(text)
+            except re.error as error:
+                raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+        return value
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration inputs are needed."""
+        return True
+
+    def label(self, method: str) -> str:
+        """What was asked for, in a few words."""
+        return f"{method} g{self.group}"
+
+    def width(self, n: int) -> int:
+        """Return how many of a row's ``n`` inputs a group has."""
+        return n if self.group == "row" else min(int(self.group), n)
+
+
+class TritPlanesSettings(QuantizeSettings):
+    """Trit planes (PTQTP): every weight a sum of one to three values -a, 0 or +a, the a's shared by a group."""
+
+    planes: Literal[1, 2, 3] = Field(2, description="number of trit planes")
+    fit: Literal["default", "paper", "data-free"] = Field(
+        "default",
+        description="default: many starts, error feedback, scales refitted on the inputs; paper: as published (PTQTP); "
+        "data-free: many starts on the weights alone",
+    )
+    rounds: int = Field(3, ge=0, description="rounds of descent over all groups, after the sweep (default fit)")
+
+    @property
+    def needs_data(self) -> bool:
+        """Only for the fit to the inputs."""
+        return self.fit == "default"
+
+    def label(self, method: str) -> str:
+        """What was asked for, in a few words."""
+        return f"{method} K={self.planes} g{self.group}" + ("" if self.fit == "default" else f" {self.fit}")
+
+
+class GroupIntSettings(QuantizeSettings):
+    """What gptq and rtn have in common: integers in groups."""
+
+    bits: int = Field(4, ge=2, le=8, description="bits of a weight")
+    group: int | Literal["row"] = Field(
+        128,
+        description="consecutive inputs that share a scale, or 'row'; where it does not divide a matrix, the nearest "
+        "smaller number that does, or if that is less than half, the nearest larger one",
+    )
+    asymmetric: bool = Field(
+        False,
+        description="grids with a zero point (transformers reads these packed only if all matrices have the same "
+        "width of groups, and with CompressedTensorsConfig(dequantize=True))",
+    )
+    clip: bool = Field(
+        True,
+        description="search every group's scale, and its sign, for the least error instead of taking its maximum",
+    )
+
+    def label(self, method: str) -> str:
+        """What was asked for, in a few words."""
+        return f"{method} {self.bits}-bit g{self.group}" + (" asymmetric" if self.asymmetric else "")
+
+    def width(self, n: int) -> int:
+        """Return how many of a row's ``n`` inputs a group has; it divides ``n``, as compressed-tensors requires."""
+        if self.group == "row" or self.group >= n:
+            return n
+        divisors = [d for d in range(1, n + 1) if n % d == 0]
+        below = max(d for d in divisors if d <= self.group)
+        return below if 2 * below >= self.group else min(d for d in divisors if d > self.group)
+
+
+class GptqSettings(GroupIntSettings):
+    """GPTQ: integers, column by column, the rest of the row making up for the rounding."""
+
+    act_order: bool = Field(
+        True, description="settle the inputs with the largest second moment first: groups, and inputs within a group"
+    )
+    refine: int = Field(
+        4, ge=0, description="rounds of coordinate descent on codes and scales after the sweep; 0 is GPTQ as published"
+    )
+    drift: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="aim at the outputs of the untouched model: make up for this share of what the inputs have drifted "
+        "(GPTAQ: 0.25); costs a second pass of the calibration windows",
+    )
+
+
+class RtnSettings(GroupIntSettings):
+    """Round to nearest: integers, every weight on its own."""
+
+    @property
+    def needs_data(self) -> bool:
+        """Never."""
+        return False
+
+
+QUANTIZE_METHODS: dict[str, type[QuantizeSettings]] = {
+    "gptq": GptqSettings,
+    "rtn": RtnSettings,
+    "trit-planes": TritPlanesSettings,
+}
+"""The settings class of every quantizing method. The methods themselves stand in ``METHODS``."""

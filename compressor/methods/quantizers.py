@@ -1,0 +1,67 @@
+"""The quantizing methods by name, and the one way to call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor
+
+from compressor.errors import UserError
+from compressor.methods import gptq, round_nearest, trit_planes
+from compressor.methods.quantize_settings import QuantizeSettings
+from compressor.methods.result import Quantize, Quantized
+from compressor.methods.statistics import FactorizationError, InputStatistics, all_finite
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """One entry of `QUANTIZERS`.
+
+    Attributes:
+        solve: the method.
+        foresee: (settings, (m, n), dtype name) -> the spec that it will store, as far as shapes tell.
+    """
+
+    solve: Quantize
+    foresee: Callable[[Any, tuple[int, int], str], dict[str, Any]]
+
+
+QUANTIZERS: Final[dict[str, Quantizer]] = {
+    "gptq": Quantizer(gptq.solve, gptq.foresee),
+    "rtn": Quantizer(round_nearest.solve, round_nearest.foresee),
+    "trit-planes": Quantizer(trit_planes.solve, trit_planes.foresee),
+}
+
+
+def quantize(
+    method: str,
+    weight: Tensor,
+    stats: InputStatistics | None,
+    settings: QuantizeSettings,
+    frozen: Tensor | None = None,
+) -> Quantized:
+    """Quantize ``weight`` (m, n) by the method of that name, and hold it to the contract of docs/design.md.
+
+    Args:
+        weight: (m, n), any float dtype; worked on in fp32, not modified.
+        stats: the statistics of its input, on the same device; None for a data-free method or too few tokens.
+        settings: of the method's own class.
+        frozen: (m, n) bool, positions pruned before: they stay zero where the format can say zero.
+
+    Raises:
+        UserError: weight not finite.
+        FactorizationError: the statistics are of no use; call again with ``stats=None`` to go on without data.
+    """
+    if weight.ndim != 2:
+        raise ValueError(f"weight must be (outputs, inputs), not {tuple(weight.shape)}")
+    if stats is not None and stats.hessian.shape != (weight.shape[1], weight.shape[1]):
+        raise ValueError(f"a Hessian {tuple(stats.hessian.shape)} does not belong to a weight {tuple(weight.shape)}")
+    weight = weight.detach().float()
+    if not all_finite(weight):
+        raise UserError("the weight holds NaN or infinite values", fix="leave the module out with --exclude")
+    quantized = QUANTIZERS[method].solve(weight, stats, settings, frozen)
+    if not all_finite(quantized.code.dense()):
+        raise FactorizationError(f"{method} gave values that are not finite")
+    return quantized

@@ -1,0 +1,53 @@
+"""After a stage has quantized a block: let its weights learn together, against what the block gave before."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compressor.engine.forward import BlockRunner, Stream
+from compressor.engine.skeleton import Linear
+from compressor.engine.tune import Learner, tune
+from compressor.formats import GroupInt, TritPlanes
+from compressor.methods.learned import FlexRoundLearner, TritLearner
+from compressor.methods.quantize_settings import QuantizeSettings
+from compressor.run.recipe import Stage
+from compressor.run.transform import BlockWork, install
+
+LEARNERS: dict[type, type] = {GroupInt: FlexRoundLearner, TritPlanes: TritLearner}
+
+
+def tune_stage(
+    stage: Stage,
+    linears: list[Linear],
+    work: BlockWork,
+    before: dict[str, Tensor],
+    runner: BlockRunner,
+    block: int,
+    stream: Stream,
+    targets: Tensor,
+) -> None:
+    """Learn the codes of ``linears``, put the result into ``work`` and into the loaded block, and note what it did.
+
+    Args:
+        before: linear name -> weight (m, n) that the stage was given.
+        stream: states that enter the block, behind quantized blocks.
+        targets: what the block gave before this stage, for the states that enter it behind untouched blocks.
+    """
+    settings = stage.settings
+    assert isinstance(settings, QuantizeSettings)  # no other stage is tuned
+    learners: dict[str, tuple[Linear, Learner]] = {}
+    for linear in linears:
+        code = work.weights[linear.name]
+        weight = before[linear.name].to(runner.device, torch.float32)
+        learners[linear.name] = (linear, LEARNERS[type(code)](code, weight))
+    tuned = tune(runner, block, stream, targets, learners, steps=settings.tune_steps, rate=settings.tune_rate)
+    note = (
+        f"tuned with its block: error of the output on held-out windows {tuned.before:.4f} -> {tuned.after:.4f} (best "
+        f" after {tuned.step} of {settings.tune_steps} steps)"
+    )
+    for name, (linear, learner) in learners.items():
+        if tuned.step:
+            install(work, linear, learner.finish(), runner)
+            work.layers[name]["relative_error"] = None  # measured before; the tuned weights make other errors together
+        work.layers[name]["notes"] = [*work.layers[name].get("notes", []), note]

@@ -11,6 +11,7 @@ from benchmarks.sections import machine_line, table
 
 Results = Sequence[dict[str, Any]]
 TRIT_TARGET = 0.4  # of the published fit's loss, at the same bytes
+WORTH_A_RATIO = 0.02  # nats; below, two losses differ by chance
 NEAR_DENSE = 1.025  # perplexity of three planes against dense
 
 
@@ -44,16 +45,18 @@ def mean_gap(found: dict[str, dict[str, Any]], row: str) -> float:
 
 
 def ratio_sentence(found: dict[str, dict[str, Any]], row: str, base: str, target: float | None) -> str | None:
-    """One sentence on how much of the loss of ``base`` is left in ``row``: mean over texts, and on each text."""
+    """One sentence on how much of the loss of ``base`` is left in ``row``; ratios only of losses worth a ratio."""
     if row not in found or base not in found:
         return None
-    ratio = mean_gap(found, row) / mean_gap(found, base)
-    each = ", ".join(
-        f"{short(text)} x{gap(found[row], found['dense'], text) / gap(found[base], found['dense'], text):.2f}"
-        for text in found["dense"]["perplexity"]
-    )
-    goal = "" if target is None else f" (target at most {target}: {'met' if ratio <= target else '**not met**'})"
-    return f"{row}: mean loss x{ratio:.3f} of {base}{goal}; by text: {each}."
+    ours, theirs = mean_gap(found, row), mean_gap(found, base)
+    told = f"{row}: mean loss {ours:.4f}, that of {base} {theirs:.4f}"
+    if theirs >= WORTH_A_RATIO:
+        met = "met" if target is not None and ours <= target * theirs else "**not met**"
+        told += f", x{ours / theirs:.2f}" + ("" if target is None else f" (target at most x{target}: {met})")
+    dense = found["dense"]
+    losses = {text: (gap(found[row], dense, text), gap(found[base], dense, text)) for text in dense["perplexity"]}
+    each = [f"{short(text)} x{a / b:.2f}" for text, (a, b) in losses.items() if b >= WORTH_A_RATIO]
+    return f"{told}; by text, where there is a loss to speak of: {', '.join(each) or 'none'}."
 
 
 def line_sentence(found: dict[str, dict[str, Any]], row: str, low: str, high: str, text: str) -> str | None:

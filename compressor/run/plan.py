@@ -70,7 +70,8 @@ class Plan:
     def state_bytes(self) -> int:
         """Bytes of all hidden states that travel through the blocks."""
         width = self.skeleton.config.get_text_config().hidden_size * self.dtype.itemsize
-        calibration = self.recipe.calibration.nsamples * self.seqlen * sum(s.needs_data for s in self.recipe.stages)
+        streams = sum(stage.needs_data + stage.needs_reference for stage in self.recipe.stages)
+        calibration = self.recipe.calibration.nsamples * self.seqlen * streams
         evaluation = self.recipe.evaluation
         tracks = 0 if evaluation.texts == ("none",) else 2 + evaluation.baseline
         return int(width) * (

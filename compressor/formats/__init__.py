@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from compressor.formats.dense import Dense
 from compressor.formats.group_int import GroupInt
+from compressor.formats.low_rank import LowRank
 from compressor.formats.parts import Layout, Spec
 from compressor.formats.registry import FORMATS, Format, format_of, nbytes, tensor_name
-from compressor.formats.representation import Dense, Masked, Representation, SparseInt, choose, pack, unpack
+from compressor.formats.representation import Masked, Representation, SparseInt, choose, pack, unpack
+from compressor.formats.sum import Sum
 from compressor.formats.trit_planes import TritPlanes
 
 __all__ = [
@@ -14,10 +17,12 @@ __all__ = [
     "Format",
     "GroupInt",
     "Layout",
+    "LowRank",
     "Masked",
     "Representation",
     "SparseInt",
     "Spec",
+    "Sum",
     "TritPlanes",
     "choose",
     "format_of",

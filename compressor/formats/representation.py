@@ -10,28 +10,15 @@ import torch
 from torch import Tensor
 
 from compressor.formats.bitmask import bitmask_kept, pack_bitmask, unpack_bitmask
-from compressor.formats.dense import pack_dense, unpack_dense
+from compressor.formats.dense import Dense
 from compressor.formats.group_int import GroupInt
+from compressor.formats.low_rank import LowRank
 from compressor.formats.nm import nm_kept, pack_nm, unpack_nm
 from compressor.formats.parts import Spec, check_mask, dtype_name
 from compressor.formats.registry import format_of, nbytes
 from compressor.formats.sparse_int import grid_values, pack_sparse_int, sparse_int_codes
+from compressor.formats.sum import Sum
 from compressor.formats.trit_planes import TritPlanes
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """A matrix ``weight`` (m, n), any float dtype, without structure."""
-
-    weight: Tensor
-
-    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the matrix (m, n), in ``dtype`` or as it is."""
-        return self.weight if dtype is None else self.weight.to(dtype)
-
-    def spec(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the spec under which :func:`pack` stores it."""
-        return {"format": "dense", "shape": list(self.weight.shape), "dtype": dtype_name(dtype)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +69,13 @@ class SparseInt:
         }
 
 
-Representation = Dense | Masked | SparseInt | GroupInt | TritPlanes
+Representation = Dense | Masked | SparseInt | GroupInt | TritPlanes | LowRank | Sum
 
-CODED: dict[str, type[GroupInt] | type[TritPlanes]] = {
+CODED: dict[str, type[GroupInt | TritPlanes | LowRank | Sum]] = {
     "group-int": GroupInt,
     "trit-planes": TritPlanes,
+    "low-rank": LowRank,
+    "sum": Sum,
 }
 """Format -> the representation that knows how to store and read itself."""
 
@@ -127,21 +116,19 @@ def pack(representation: Representation, dtype: torch.dtype) -> tuple[dict[str, 
         (spec, parts): the entry of the manifest, and the tensors ``weight_<part>``.
     """
     spec = representation.spec(dtype)
-    if isinstance(representation, GroupInt):
+    if isinstance(representation, Dense | GroupInt | Sum):
         return spec, representation.parts(dtype)
-    if isinstance(representation, TritPlanes):
+    if isinstance(representation, TritPlanes | LowRank):
         return spec, representation.parts()
     if isinstance(representation, SparseInt):
         r = representation
         return spec, pack_sparse_int(r.codes, r.scale, r.zero, r.mask, r.bits)
-    if isinstance(representation, Dense):
-        return spec, pack_dense(representation.weight.to(dtype))
     weight, mask = representation.weight.to(dtype), representation.mask
     if spec["format"] == "nm":
         return spec, pack_nm(weight, mask, spec["n"], spec["m"])
     if spec["format"] == "bitmask":
         return spec, pack_bitmask(weight, mask)
-    return spec, pack_dense(weight.masked_fill(~mask, 0))
+    return spec, Dense(weight.masked_fill(~mask, 0)).parts(dtype)
 
 
 def unpack(spec: Spec, parts: Mapping[str, Tensor]) -> Representation:
@@ -161,4 +148,4 @@ def unpack(spec: Spec, parts: Mapping[str, Tensor]) -> Representation:
         codes, scale, zero, mask = sparse_int_codes(parts, spec)
         return SparseInt(codes, scale, zero, mask, spec["bits"])
     format_of(spec)
-    return Dense(unpack_dense(parts, spec))
+    return Dense.read(parts, spec)

@@ -5,13 +5,19 @@ A learner starts exactly at the code it is given, and `finish` gives a code of t
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
+from compressor.formats.dense import Dense
 from compressor.formats.group_int import GroupInt, portable_scale
+from compressor.formats.low_rank import FACTOR_DTYPE, LowRank
+from compressor.formats.sum import Sum
 from compressor.formats.trit_planes import TritPlanes, trit_combinations
 
 INSIDE = 0.45  # of a step: how far from a code's own value its latent weight may start
+FACTOR_PACE = 1.0
 SCALE_PACE = 0.1  # scales act on whole groups, and learn more slowly
 
 
@@ -64,6 +70,64 @@ class FlexRoundLearner:
             zero = 0 if self.code.zero is None else self.code.zero[:, :, None].float()
             codes = (self._integers() + zero).flatten(1).to(torch.int8)
             return GroupInt(codes, self._scale(), self.code.zero, self.code.bits)
+
+
+class BaseLearner(Protocol):
+    """What learns the code of a sum."""
+
+    def parameters(self) -> list[tuple[Tensor, float]]:
+        """Leaf tensors, and how fast each learns."""
+        ...
+
+    def weight(self) -> Tensor:
+        """The weight (m, n), differentiable."""
+        ...
+
+    def finish(self) -> Any:
+        """The code at the present parameters."""
+        ...
+
+
+class SumLearner:
+    """A code and its low-rank correction: both learn, but factors that are integers stay as they are."""
+
+    def __init__(self, code: Sum, base: BaseLearner) -> None:
+        """Start at ``code``, of which ``base`` learns the code."""
+        self.base = base
+        self.correction = code.correction
+        self.factors: list[Tensor] = []
+        self.constant: Tensor | None = None
+        sides = (code.correction.left, code.correction.right)
+        if all(isinstance(side, Dense) for side in sides):
+            self.factors = [side.dense(torch.float32).clone() for side in sides]
+        else:
+            self.constant = code.correction.dense()
+
+    def parameters(self) -> list[tuple[Tensor, float]]:
+        """Those of the code, and the factors, each at a pace that fits its size."""
+        sizes = [float(factor.square().mean().sqrt()) for factor in self.factors]
+        return [
+            *self.base.parameters(),
+            *((f, FACTOR_PACE * size) for f, size in zip(self.factors, sizes, strict=True)),
+        ]
+
+    def _stored(self) -> list[Tensor]:
+        return [through(factor.detach().to(FACTOR_DTYPE).float(), factor) for factor in self.factors]
+
+    def weight(self) -> Tensor:
+        """The weight (m, n)."""
+        value = self.base.weight()
+        if self.constant is not None:
+            return value + self.constant.to(value.device)
+        left, right = self._stored()
+        return value + left @ right
+
+    def finish(self) -> Sum:
+        """The sum at the present parameters."""
+        with torch.no_grad():
+            if self.factors:
+                self.correction = LowRank(*(Dense(factor.to(FACTOR_DTYPE)) for factor in self.factors))
+            return Sum(self.base.finish(), self.correction)
 
 
 class TritLearner:

@@ -31,6 +31,11 @@ class QuantizeSettings(BaseModel):
     )
     tune_rate: float = Field(5e-3, gt=0, lt=1, description="tune: learning rate, relative to the size of a weight")
 
+    correct: int = Field(
+        0, ge=0, description="add a matrix of this rank that makes up for the error of the code; 0 adds none"
+    )
+    correct_bits: Literal[16, 8, 4] = Field(16, description="correct: bits of the two factors; 16 is fp16")
+
     @field_validator("group", mode="before")
     @classmethod
     def _check_group(cls, value: Any) -> Any:
@@ -56,7 +61,14 @@ class QuantizeSettings(BaseModel):
 
     def label(self, method: str) -> str:
         """What was asked for, in a few words."""
-        return f"{method} g{self.group}"
+        return f"{method} g{self.group}{self.extras}"
+
+    @property
+    def extras(self) -> str:
+        """What was asked for on top of the method."""
+        learned = " learned" if self.tune_steps else ""
+        factors = "" if self.correct_bits == 16 else f" {self.correct_bits}-bit"
+        return f"{learned} + rank {self.correct}{factors}" if self.correct else learned
 
     def width(self, n: int) -> int:
         """Return how many of a row's ``n`` inputs a group has."""
@@ -81,7 +93,8 @@ class TritPlanesSettings(QuantizeSettings):
 
     def label(self, method: str) -> str:
         """What was asked for, in a few words."""
-        return f"{method} K={self.planes} g{self.group}" + ("" if self.fit == "default" else f" {self.fit}")
+        fit = "" if self.fit == "default" else f" {self.fit}"
+        return f"{method} K={self.planes} g{self.group}{fit}{self.extras}"
 
 
 class GroupIntSettings(QuantizeSettings):
@@ -105,7 +118,8 @@ class GroupIntSettings(QuantizeSettings):
 
     def label(self, method: str) -> str:
         """What was asked for, in a few words."""
-        return f"{method} {self.bits}-bit g{self.group}" + (" asymmetric" if self.asymmetric else "")
+        grids = " asymmetric" if self.asymmetric else ""
+        return f"{method} {self.bits}-bit g{self.group}{grids}{self.extras}"
 
     def width(self, n: int) -> int:
         """Return how many of a row's ``n`` inputs a group has; it divides ``n``, as compressed-tensors requires."""

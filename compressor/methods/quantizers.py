@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compressor.errors import UserError
 from compressor.methods import gptq, round_nearest, trit_planes
+from compressor.methods.correction import corrected, foresee_correction
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.methods.result import Quantize, Quantized
 from compressor.methods.statistics import FactorizationError, InputStatistics, all_finite
@@ -61,7 +62,16 @@ def quantize(
     weight = weight.detach().float()
     if not all_finite(weight):
         raise UserError("the weight holds NaN or infinite values", fix="leave the module out with --exclude")
-    quantized = QUANTIZERS[method].solve(weight, stats, settings, frozen)
+    solve = QUANTIZERS[method].solve
+    if settings.correct:
+        quantized = corrected(lambda rest: solve(rest, stats, settings, frozen), weight, stats, settings)
+    else:
+        quantized = solve(weight, stats, settings, frozen)
     if not all_finite(quantized.code.dense()):
         raise FactorizationError(f"{method} gave values that are not finite")
     return quantized
+
+
+def foresee(method: str, settings: QuantizeSettings, shape: tuple[int, int], dtype: str) -> dict[str, Any]:
+    """Return the spec under which a weight (m, n) = ``shape`` of the dtype of that name will be stored."""
+    return foresee_correction(settings, QUANTIZERS[method].foresee(settings, shape, dtype))

@@ -11,7 +11,7 @@ from compressor.engine.skeleton import Linear
 from compressor.formats import nbytes
 from compressor.formats.parts import dtype_name
 from compressor.methods.masks import count
-from compressor.methods.quantizers import QUANTIZERS
+from compressor.methods.quantizers import foresee
 from compressor.methods.settings import PruneSettings
 from compressor.run.recipe import Stage
 
@@ -23,7 +23,7 @@ def foreseen_spec(stage: Stage, linear: Linear) -> dict[str, Any]:
     """Manifest entry of a linear after a stage. Sizes that depend on the values are estimated."""
     settings = stage.settings_of(linear.name)
     if not isinstance(settings, PruneSettings):
-        return QUANTIZERS[stage.name].foresee(settings, linear.shape, dtype_name(linear.dtype))
+        return foresee(stage.name, settings, linear.shape, dtype_name(linear.dtype))
     m, n = linear.shape
     common: dict[str, Any] = {"shape": [m, n], "dtype": dtype_name(linear.dtype)}
     if settings.group is not None:

@@ -8,13 +8,22 @@ from torch import Tensor
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.skeleton import Linear
 from compressor.engine.tune import Learner, tune
-from compressor.formats import GroupInt, TritPlanes
-from compressor.methods.learned import FlexRoundLearner, TritLearner
+from compressor.formats import GroupInt, Representation, Sum, TritPlanes
+from compressor.methods.learned import FlexRoundLearner, SumLearner, TritLearner
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.run.recipe import Stage
 from compressor.run.transform import BlockWork, install
 
 LEARNERS: dict[type, type] = {GroupInt: FlexRoundLearner, TritPlanes: TritLearner}
+
+
+def learner_of(code: Representation, weight: Tensor) -> Learner:
+    """The learner that starts at ``code``, made from ``weight`` (m, n) fp32."""
+    if isinstance(code, Sum):
+        rest = weight - code.correction.dense().to(weight.device)
+        return SumLearner(code, learner_of(code.base, rest))
+    learner: Learner = LEARNERS[type(code)](code, weight)
+    return learner
 
 
 def tune_stage(
@@ -40,7 +49,7 @@ def tune_stage(
     for linear in linears:
         code = work.weights[linear.name]
         weight = before[linear.name].to(runner.device, torch.float32)
-        learners[linear.name] = (linear, LEARNERS[type(code)](code, weight))
+        learners[linear.name] = (linear, learner_of(code, weight))
     tuned = tune(runner, block, stream, targets, learners, steps=settings.tune_steps, rate=settings.tune_rate)
     note = (
         f"tuned with its block: error of the output on held-out windows {tuned.before:.4f} -> {tuned.after:.4f} (best "

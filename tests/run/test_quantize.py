@@ -25,6 +25,8 @@ STAGES: list[dict[str, Any]] = [
     {"method": "gptq", "bits": 8, "group": "row"},
     {"method": "trit-planes", "planes": 2, "group": 16},
     {"method": "trit-planes", "planes": 1, "fit": "paper", "group": 20},
+    {"method": "rtn", "bits": 2, "group": 16, "correct": 3},
+    {"method": "trit-planes", "planes": 1, "group": 16, "correct": 4, "correct_bits": 8},
 ]
 STOCK = ("rtn", "gptq")
 
@@ -88,7 +90,7 @@ def test_integers_are_for_everybody_the_rest_is_ours(
 ) -> None:
     report = tiny_models.run_recipe(quantized(stage, calibration, verify=True), half, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    stock = stage["method"] in STOCK and not stage.get("asymmetric")
+    stock = stage["method"] in STOCK and not stage.get("asymmetric") and not stage.get("correct")
     assert config["model_type"] == ("llama" if stock else "compressor")
     assert (tmp_path / "out" / "modeling_compressor.py").exists() is not stock
     assert report.verification is not None

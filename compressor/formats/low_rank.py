@@ -1,0 +1,101 @@
+"""A matrix as the product of a tall and a wide one, each stored as it is or as integers.
+
+    W = left right, (m, r) times (r, n)
+
+multiplied in fp64, where products of such factors are exact and their sums all but exact, so that the result does not
+depend on the order of summation; then cast to the spec's dtype, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.formats.dense import Dense, layout_dense
+from compressor.formats.group_int import GroupInt, layout_group_int
+from compressor.formats.parts import Layout, Spec, dtype_name, matrix_shape, parse_dtype
+
+LOW_RANK_CHUNK = 1 << 21
+"""Values that are multiplied at once in fp64, so that intermediates stay small beside the matrix."""
+
+FACTOR_DTYPE = torch.float16
+"""Of a factor that is not integers: the half precision with more digits; the factors are balanced to fit its range."""
+
+Factor = Dense | GroupInt
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A product of ``left`` (m, r) and ``right`` (r, n)."""
+
+    left: Factor
+    right: Factor
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the product (m, n), rounded once to ``dtype``."""
+        left, right = self.left.dense(torch.float32), self.right.dense(torch.float64)
+        weight = torch.empty(len(left), right.shape[1], dtype=dtype, device=left.device)
+        rows = max(1, LOW_RANK_CHUNK // max(1, right.shape[1]))
+        for start in range(0, len(left), rows):
+            part = slice(start, start + rows)
+            weight[part] = (left[part].double() @ right).to(dtype)
+        return weight
+
+    def spec(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the spec under which it is stored; ``dtype`` is that of the multiplied matrix."""
+        left, right = self.left.spec(FACTOR_DTYPE), self.right.spec(FACTOR_DTYPE)
+        return {
+            "format": "low-rank",
+            "shape": [left["shape"][0], right["shape"][1]],
+            "dtype": dtype_name(dtype),
+            "left": left,
+            "right": right,
+        }
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return the parts of both factors, ``left_...`` and ``right_...``."""
+        found = {"left": self.left.parts(FACTOR_DTYPE), "right": self.right.parts(FACTOR_DTYPE)}
+        return {f"{side}_{part}": tensor for side, parts in found.items() for part, tensor in parts.items()}
+
+    @classmethod
+    def read(cls, parts: Mapping[str, Tensor], spec: Spec) -> LowRank:
+        """Return what was stored, bit for bit; ValueError names a part that does not fit the spec."""
+        layout_low_rank(spec)
+        sides = {side: parts_below(parts, side) for side in ("left", "right")}
+        if stray := [part for part in parts if part.partition("_")[0] not in sides]:
+            raise ValueError(f"low-rank: unexpected part {stray[0]!r}")
+        return cls(*(_factor(sides[side], spec[side]) for side in sides))
+
+
+def unpack_low_rank(parts: Mapping[str, Tensor], spec: Spec) -> Tensor:
+    """Return the matrix (m, n) in the spec's dtype; ValueError names a part that does not fit the spec."""
+    return LowRank.read(parts, spec).dense(parse_dtype(spec["dtype"]))
+
+
+def layout_low_rank(spec: Spec) -> Layout:
+    """Return the shapes of the parts of both factors; ValueError when these do not belong together."""
+    m, n = matrix_shape(spec)
+    parse_dtype(spec["dtype"])
+    (rows, rank), (inner, columns) = matrix_shape(spec["left"]), matrix_shape(spec["right"])
+    if (rows, columns) != (m, n) or rank != inner:
+        raise ValueError(f"factors {rows} x {rank} and {inner} x {columns} do not make a {m} x {n} matrix")
+    return {f"{side}_{part}": entry for side in ("left", "right") for part, entry in _layout_factor(spec[side]).items()}
+
+
+def parts_below(parts: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the parts whose name starts with ``prefix_``, without it."""
+    return {name[len(prefix) + 1 :]: part for name, part in parts.items() if name.startswith(f"{prefix}_")}
+
+
+def _factor(parts: Mapping[str, Tensor], spec: Spec) -> Factor:
+    return Dense.read(parts, spec) if spec["format"] == "dense" else GroupInt.read(parts, spec)
+
+
+def _layout_factor(spec: Spec) -> Layout:
+    if spec["format"] not in ("dense", "group-int"):
+        raise ValueError(f"a factor of format {spec['format']!r}: expected dense or group-int")
+    return layout_dense(spec) if spec["format"] == "dense" else layout_group_int(spec)

@@ -1,0 +1,78 @@
+"""A coded matrix and a low-rank one that makes up for its error: their sum.
+
+    W = base + correction
+
+each in fp32, then cast to the spec's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from compressor.formats.group_int import GroupInt, layout_group_int
+from compressor.formats.low_rank import LowRank, layout_low_rank, parts_below
+from compressor.formats.parts import Layout, Spec, dtype_name, matrix_shape, parse_dtype
+from compressor.formats.trit_planes import TritPlanes, layout_trit_planes
+
+Base = GroupInt | TritPlanes
+BASES: Final[dict[str, tuple[type[Base], Callable[[Spec], Layout]]]] = {
+    "group-int": (GroupInt, layout_group_int),
+    "trit-planes": (TritPlanes, layout_trit_planes),
+}
+"""Format of a base -> its class, and its layout on paper."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """``base`` (m, n) plus ``correction`` (m, n)."""
+
+    base: Base
+    correction: LowRank
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the values (m, n), summed in fp32."""
+        return self.base.dense(torch.float32).add_(self.correction.dense(torch.float32)).to(dtype)
+
+    def spec(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the spec under which it is stored; ``dtype`` is that of the summed matrix."""
+        base, correction = self.base.spec(dtype), self.correction.spec(dtype)
+        common = {"shape": base["shape"], "dtype": dtype_name(dtype)}
+        return {"format": "sum", **common, "base": base, "correction": correction}
+
+    def parts(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Return the parts of both, ``base_...`` and ``correction_...``."""
+        base = self.base.parts(dtype) if isinstance(self.base, GroupInt) else self.base.parts()
+        found = {"base": base, "correction": self.correction.parts()}
+        return {f"{term}_{part}": tensor for term, parts in found.items() for part, tensor in parts.items()}
+
+    @classmethod
+    def read(cls, parts: Mapping[str, Tensor], spec: Spec) -> Sum:
+        """Return what was stored, bit for bit; ValueError names a part that does not fit the spec."""
+        layout_sum(spec)
+        if stray := [part for part in parts if part.partition("_")[0] not in ("base", "correction")]:
+            raise ValueError(f"sum: unexpected part {stray[0]!r}")
+        base, _ = BASES[spec["base"]["format"]]
+        correction = LowRank.read(parts_below(parts, "correction"), spec["correction"])
+        return cls(base.read(parts_below(parts, "base"), spec["base"]), correction)
+
+
+def unpack_sum(parts: Mapping[str, Tensor], spec: Spec) -> Tensor:
+    """Return the matrix (m, n) in the spec's dtype; ValueError names a part that does not fit the spec."""
+    return Sum.read(parts, spec).dense(parse_dtype(spec["dtype"]))
+
+
+def layout_sum(spec: Spec) -> Layout:
+    """Return the shapes of the parts of both terms; ValueError when these do not belong together."""
+    parse_dtype(spec["dtype"])
+    base, correction = spec["base"], spec["correction"]
+    if base["format"] not in BASES or correction["format"] != "low-rank":
+        raise ValueError(f"a sum of {base['format']!r} and {correction['format']!r}: expected a code and low-rank")
+    if not matrix_shape(spec) == matrix_shape(base) == matrix_shape(correction):
+        raise ValueError(f"terms {base['shape']} and {correction['shape']} do not make a matrix {spec['shape']}")
+    layouts = {"base": BASES[base["format"]][1](base), "correction": layout_low_rank(correction)}
+    return {f"{term}_{part}": entry for term, layout in layouts.items() for part, entry in layout.items()}

@@ -1,0 +1,129 @@
+"""A low-rank term beside a code, fitted to the code's error on the inputs (``--correct RANK``).
+
+By turns the code is made from what the term leaves over, and the term from what the code leaves over, and the pair that
+loses least is kept: LQ-LoRA (Guo et al., arXiv 2311.12023, algorithm 1) in the metric of the inputs, as CALDERA (Saha
+et al., arXiv 2405.18886) has it. Where the factors are integers themselves, the right one is fitted to the left one as
+it is stored, and rounded by GPTQ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from compressor.formats.dense import Dense
+from compressor.formats.group_int import GroupInt
+from compressor.formats.low_rank import FACTOR_DTYPE, LowRank
+from compressor.formats.parts import dtype_name
+from compressor.formats.representation import Representation
+from compressor.formats.sum import Base, Sum
+from compressor.methods import gptq, round_nearest
+from compressor.methods.low_rank import whitened_low_rank
+from compressor.methods.quadratic import row_losses
+from compressor.methods.quantize_settings import GptqSettings, QuantizeSettings, RtnSettings
+from compressor.methods.result import Quantized
+from compressor.methods.statistics import FactorizationError, InputStatistics, damped
+from compressor.methods.threads import one_thread
+
+ROUNDS = 3
+"""How often code and term are made from each other; more gained nothing on held-out text (docs/quantization.md)."""
+
+FACTOR_GROUP = 128
+
+
+def corrected(
+    quantize: Callable[[Tensor], Quantized],
+    weight: Tensor,
+    stats: InputStatistics | None,
+    settings: QuantizeSettings,
+) -> Quantized:
+    """Return ``weight`` (m, n) fp32 as the sum of a code and a matrix of rank ``settings.correct``.
+
+    Args:
+        quantize: makes the code of a matrix.
+        stats: of the input; None for the plain squared error.
+
+    Raises:
+        FactorizationError: the Hessian cannot be factorized.
+    """
+    rank = min(settings.correct, *weight.shape)
+    upper = None if stats is None else stats.factor(settings.damp).upper
+    best: Quantized | None = None
+    least = math.inf
+    rest = weight
+    for _ in range(ROUNDS):
+        quantized = quantize(rest)
+        base = quantized.code
+        assert isinstance(base, Base)  # settings of other methods do not take a correction
+        term = fit_term(weight - base.dense().to(weight.device), upper, stats, rank, settings)
+        total = Sum(base, term)
+        loss = _loss(weight - total.dense().to(weight.device), stats, settings.damp)
+        if loss < least:
+            best, least = Quantized(total, quantized.notes), loss
+        rest = weight - term.dense().to(weight.device)
+    if best is None:
+        raise FactorizationError("the corrected weight is not finite")
+    return best
+
+
+def fit_term(
+    error: Tensor, upper: Tensor | None, stats: InputStatistics | None, rank: int, settings: QuantizeSettings
+) -> LowRank:
+    """Return the low-rank matrix nearest to ``error`` (m, n) in the metric of the inputs, its factors as stored."""
+    left, right = whitened_low_rank(error, upper, rank)
+    if settings.correct_bits == 16:
+        return balanced(left, right)
+    rtn = RtnSettings(bits=settings.correct_bits, group="row")
+    stored = round_nearest.solve(left, None, rtn).code
+    right = best_right(stored.dense(), error)
+    fine = GptqSettings(bits=settings.correct_bits, group=FACTOR_GROUP, damp=settings.damp, block=settings.block)
+    return LowRank(_factor(stored), _factor(gptq.solve(right, stats, fine).code))
+
+
+def balanced(left: Tensor, right: Tensor) -> LowRank:
+    """Return the product of ``left`` (m, r) and ``right`` (r, n), in fp16: a power of two makes them of like size."""
+    sizes = [float(side.double().square().mean().sqrt()) for side in (left, right)]
+    shift = 2.0 ** round(0.5 * math.log2(sizes[1] / sizes[0])) if min(sizes) > 0 else 1.0
+    return LowRank(Dense((left * shift).to(FACTOR_DTYPE)), Dense((right / shift).to(FACTOR_DTYPE)))
+
+
+def best_right(left: Tensor, error: Tensor) -> Tensor:
+    """Return R (r, n) fp32 such that ``left`` (m, r) R is nearest to ``error`` (m, n), in whatever metric of inputs."""
+    with one_thread():
+        L, E = left.double(), error.double()
+        right: Tensor = torch.linalg.pinv(L.T @ L, hermitian=True) @ (L.T @ E)
+        return right.float()
+
+
+def foresee_correction(settings: QuantizeSettings, base: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec of the sum in which a code with the spec ``base`` ends up; ``base`` itself without correction."""
+    if not settings.correct:
+        return base
+    (m, n), common = base["shape"], {"shape": base["shape"], "dtype": base["dtype"]}
+    rank = min(settings.correct, m, n)
+    factors = {
+        "left": _foresee_factor(m, rank, "row", settings),
+        "right": _foresee_factor(rank, n, FACTOR_GROUP, settings),
+    }
+    return {"format": "sum", **common, "base": base, "correction": {"format": "low-rank", **common, **factors}}
+
+
+def _foresee_factor(rows: int, columns: int, group: int | Literal["row"], settings: QuantizeSettings) -> dict[str, Any]:
+    dtype = dtype_name(FACTOR_DTYPE)
+    if settings.correct_bits == 16:
+        return {"format": "dense", "shape": [rows, columns], "dtype": dtype}
+    return round_nearest.foresee(RtnSettings(bits=settings.correct_bits, group=group), (rows, columns), dtype)
+
+
+def _factor(code: Representation) -> GroupInt:
+    assert isinstance(code, GroupInt)
+    return code
+
+
+def _loss(delta: Tensor, stats: InputStatistics | None, damp: float) -> float:
+    rows = delta.square().sum(1) if stats is None else row_losses(delta, damped(stats.hessian, damp))
+    return math.fsum(rows.double().tolist())

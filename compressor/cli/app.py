@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import compressor
+from compressor.cli.adapter import adapter
 from compressor.cli.compare import compare
 from compressor.cli.evaluate import evaluate
 from compressor.cli.explain import explain
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for verb in (prune, quantize, run, plan, evaluate, compare, explain, generate):
+for verb in (prune, quantize, run, plan, evaluate, compare, explain, generate, adapter):
     app.command()(verb)
 
 

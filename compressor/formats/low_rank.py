@@ -35,6 +35,11 @@ class LowRank:
     left: Factor
     right: Factor
 
+    @property
+    def rank(self) -> int:
+        """Columns of ``left``, rows of ``right``."""
+        return int(self.spec(torch.float32)["left"]["shape"][1])
+
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the product (m, n), rounded once to ``dtype``."""
         left, right = self.left.dense(torch.float32), self.right.dense(torch.float64)

@@ -11,9 +11,10 @@ work: that gives the logits.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -89,6 +90,21 @@ class BlockRunner:
                 if buffer is not None and buffer.device.type != "meta":
                     module._buffers[name] = buffer.to(self.device)
 
+    def with_outer(self, values: dict[str, Tensor]) -> BlockRunner:
+        """A runner of the same model with other tensors outside the blocks; all the rest is shared, not copied.
+
+        Args:
+            values: module tensor name -> value.
+        """
+        model = self.skeleton.model
+        shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+        skeleton = replace(self.skeleton, model=copy.deepcopy(model, shared))
+        other = BlockRunner(skeleton, device=self.device, dtype=self.dtype)
+        other._returns_tuple = self._returns_tuple
+        for name, value in values.items():
+            other.set_weight(name, value)
+        return other
+
     def load_block(self, block: int) -> nn.Module:
         """Load one block and return it."""
         self.load(self.skeleton.block_tensors(block))
@@ -101,7 +117,7 @@ class BlockRunner:
         return_memory()
 
     def set_weight(self, name: str, value: Tensor) -> None:
-        """Replace a tensor of a loaded block by one of the same shape (module layout)."""
+        """Replace a loaded tensor by one of the same shape (module layout)."""
         self._assign(name, value.to(device=self.device, dtype=self.dtype))
 
     def _tensor(self, name: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from safetensors import safe_open
 from torch import nn
@@ -13,6 +13,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compressor.formats.parts import Spec
 from compressor.formats.registry import format_of, tensor_name
+from compressor.hf.embedding import TiedHead, is_packed_embedding, pack_embedding
 from compressor.hf.experts import unfuse
 from compressor.hf.linear import PackedLinear, replacement
 from compressor.hf.manifest import FORMAT_VERSION, MODEL_TYPE
@@ -79,9 +80,12 @@ class CompressorQuantizer(HfQuantizer):  # type: ignore[misc]
             name = _in_model(model, listed)
             if name is None:
                 continue
-            if f"{name}.weight" in tied:
-                raise ValueError(f"{listed} is packed but its weight is tied in this model: pack neither end")
             try:
+                if isinstance(model.get_submodule(name), nn.Embedding):
+                    _pack_embedding(model, name, spec)
+                    continue
+                if f"{name}.weight" in tied:
+                    raise ValueError("is packed but its weight is tied in this model: pack neither end")
                 model.set_submodule(name, replacement(model.get_submodule(name), spec))
             except ValueError as error:
                 raise ValueError(f"{listed} {error}") from error
@@ -102,7 +106,32 @@ class CompressorQuantizer(HfQuantizer):  # type: ignore[misc]
                 dense.weight = nn.Parameter(module.unpacked().to(dtype or module.compute_dtype))
                 dense.bias = module.bias
                 model.set_submodule(name, dense)
+        _dequantize_embeddings(model, dtype)
         return model
+
+
+def _dequantize_embeddings(model: PreTrainedModel, dtype: Any) -> None:
+    """Put ordinary embeddings in place of packed ones, and heads tied to them in place of their users."""
+    heads = [(name, module) for name, module in model.named_modules() if isinstance(module, TiedHead)]
+    for name, module in list(model.named_modules()):
+        if is_packed_embedding(module):
+            plain = cast(Any, module).plain(dtype)
+            model.set_submodule(name, plain)
+            for path, head in heads:
+                if head.shares(module):
+                    model.set_submodule(path, head.plain(plain))
+                    model.all_tied_weights_keys[f"{path}.weight"] = f"{name}.weight"
+
+
+def _pack_embedding(model: PreTrainedModel, name: str, spec: Spec) -> None:
+    """Put a packed embedding into ``model``, and a head that uses it in place of one whose weight is tied to it."""
+    embedding = pack_embedding(model.get_submodule(name), spec)
+    model.set_submodule(name, embedding)
+    for target, source in list(model.all_tied_weights_keys.items()):
+        if f"{name}.weight" in (target, source):
+            other = (source if target == f"{name}.weight" else target).removesuffix(".weight")
+            model.set_submodule(other, TiedHead(embedding, model.get_submodule(other)))
+            del model.all_tied_weights_keys[target]
 
 
 def _in_model(model: PreTrainedModel, name: str) -> str | None:

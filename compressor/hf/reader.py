@@ -27,6 +27,7 @@ READER_MODULES = (
     "formats/registry.py",
     "hf/manifest.py",
     "hf/linear.py",
+    "hf/embedding.py",
     "hf/experts.py",
     "hf/quantizer.py",
     "hf/loading.py",

@@ -36,6 +36,10 @@ class QuantizeSettings(BaseModel):
     )
     correct_bits: Literal[16, 8, 4] = Field(16, description="correct: bits of the two factors; 16 is fp16")
 
+    embeddings: Literal[8, 4] | None = Field(
+        None, description="also store the input embedding and the output head, as integers of so many bits"
+    )
+
     @field_validator("group", mode="before")
     @classmethod
     def _check_group(cls, value: Any) -> Any:
@@ -68,7 +72,9 @@ class QuantizeSettings(BaseModel):
         """What was asked for on top of the method."""
         learned = " learned" if self.tune_steps else ""
         factors = "" if self.correct_bits == 16 else f" {self.correct_bits}-bit"
-        return f"{learned} + rank {self.correct}{factors}" if self.correct else learned
+        correction = f" + rank {self.correct}{factors}" if self.correct else ""
+        embeddings = f" + {self.embeddings}-bit embeddings" if self.embeddings else ""
+        return learned + correction + embeddings
 
     def width(self, n: int) -> int:
         """Return how many of a row's ``n`` inputs a group has."""

@@ -199,6 +199,11 @@ def _items(checkpoint: Checkpoint, storage: Storage) -> Iterator[Item]:
         yield _plain_item(entry, vocabulary)
 
 
+def _form(spec: dict[str, Any]) -> str:
+    """A format and what of its settings decides its size."""
+    return f"{spec['format']}, {spec['bits']} bits" if "bits" in spec else str(spec["format"])
+
+
 def _packed_item(module: str, spec: dict[str, Any], rest: dict[str, TensorEntry]) -> Item:
     """An item of our manifest; its parts are taken out of ``rest``."""
     names = [name for name in rest if name == f"{module}.weight" or name.startswith(f"{module}.weight_")]
@@ -206,7 +211,7 @@ def _packed_item(module: str, spec: dict[str, Any], rest: dict[str, TensorEntry]
         raise UserError(f"the manifest lists {module!r}, but no weight file holds it", fix="fetch the folder again")
     try:
         shape = tuple(int(side) for side in spec["shape"])
-        form = str(spec["format"])
+        form = _form(spec)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the manifest has an unreadable entry for {module!r}", fix="fetch the folder again") from error
     parts = [rest.pop(name) for name in names]
@@ -217,11 +222,14 @@ def _packed_item(module: str, spec: dict[str, Any], rest: dict[str, TensorEntry]
     elif form == "nm":
         sparsity = 1 - spec["n"] / spec["m"]
         form = f"nm {spec['n']}:{spec['m']}"
-    if "bits" in spec:
-        form = f"{form}, {spec['bits']} bits"
+    if form == "sum":
+        form = f"{_form(spec['base'])} + rank {spec['correction']['left']['shape'][1]}"
+    group: Group = "kept linears" if form == "dense" else "compressed linears"
+    if block_index(module) is None and EMBEDDING.search(f"{module}."):
+        group = "embeddings"
     return Item(
         name=module,
-        group="kept linears" if form == "dense" else "compressed linears",
+        group=group,
         format=form,
         shape=shape,
         tensors=len(parts),

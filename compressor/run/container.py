@@ -23,10 +23,8 @@ def container_of(skeleton: Skeleton, specs: Mapping[str, Mapping[str, Any]]) -> 
     """The most widely read kind of folder that can say what ``specs`` (linear name -> manifest entry) say."""
     if not specs:
         return "plain"
-    transposed = {linear.name for linear in skeleton.linears if linear.transposed}
-    if any(spec["format"] != "group-int" or not spec["symmetric"] for spec in specs.values()) or transposed & set(
-        specs
-    ):
+    ordinary = {linear.name for linear in skeleton.linears if not linear.transposed}  # as its readers know them
+    if any(spec["format"] != "group-int" or not spec["symmetric"] for spec in specs.values()) or set(specs) - ordinary:
         return "compressor"
     try:
         quantization_config(specs, _left_out(skeleton, specs))

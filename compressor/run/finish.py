@@ -70,7 +70,7 @@ def evaluate(run: Run) -> list[Evaluation]:
         "compressed": " + ".join(stage.label for stage in run.recipe.stages),
         "baseline": baseline_label(run),
     }
-    models = {who: (labels[who], run.runner, run.streams[who]) for who in ORDER if who in run.streams}
+    models = {who: (labels[who], run.outer(who), run.streams[who]) for who in ORDER if who in run.streams}
     rows = measure.measure(models, texts, "dense")
     out = []
     for text, measured in zip(texts.texts, rows, strict=True):

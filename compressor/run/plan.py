@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, get_args
@@ -19,6 +19,7 @@ from compressor.errors import UserError
 from compressor.formats import tensor_name
 from compressor.formats.registry import format_of
 from compressor.run.container import Container, container_of
+from compressor.run.embeddings import embedding_violations, foreseen_specs
 from compressor.run.foresee import foreseen_spec, violations
 from compressor.run.recipe import Recipe, Stage
 from compressor.run.settings import OutputSettings
@@ -57,6 +58,12 @@ class Plan:
         return container_of(self.skeleton, self.specs)
 
     @property
+    def outer_specs(self) -> dict[str, dict[str, Any]]:
+        """Those of them that lie outside the blocks."""
+        linears = {linear.name for linear in self.skeleton.linears}
+        return {name: spec for name, spec in self.specs.items() if name not in linears}
+
+    @property
     def tensor_bytes(self) -> int:
         """Bytes of all output tensors."""
         return sum(prod(shape) * dtype.itemsize for layout in self.layouts for dtype, shape in layout.values())
@@ -84,6 +91,7 @@ class Plan:
         itemsize = self.dtype.itemsize
         outer = sum(prod(self.skeleton.stored(name)[1]) for name in self.skeleton.outer_tensors()) * itemsize
         blocks = range(len(self.skeleton.block_names))
+        coded = sum(prod(spec["shape"]) for spec in self.outer_specs.values()) * itemsize
         block = max(sum(prod(self.skeleton.stored(n)[1]) for n in self.skeleton.block_tensors(b)) for b in blocks)
         hessians = max(_hessian_bytes([x for x in self.skeleton.linears if x.block == b]) for b in blocks)
         widest = max(max(linear.shape) for linear in self.skeleton.linears)
@@ -91,7 +99,8 @@ class Plan:
         largest = max(prod(linear.shape) for linear in self.skeleton.linears)
         solver = 6 * 4 * largest if self.recipe.stages else 0
         data = hessians if self.recipe.needs_data else 0
-        return PROCESS_BYTES + outer + block * (itemsize + 4) + self.state_bytes + data + activations + solver
+        total: int = PROCESS_BYTES + outer + coded + block * (itemsize + 4) + data + activations + solver
+        return total + self.state_bytes
 
     @property
     def disk_bytes(self) -> int:
@@ -195,6 +204,8 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
             packed = skeleton.packed.get(linear.name)
             broken += violations(stage, linear, packed, first=stage is recipe.stages[0])
             specs[linear.name] = foreseen_spec(stage, linear)
+    specs |= foreseen_specs(skeleton, recipe)
+    broken += embedding_violations(skeleton, recipe)
     if recipe.save == "packed":
         specs = {**{name: dict(spec) for name, spec in skeleton.packed.items()}, **specs}
     seqlen = choose_seqlen(recipe.calibration.seqlen, skeleton.config, "--seqlen")
@@ -229,23 +240,32 @@ def predict_layouts(skeleton: Skeleton, recipe: Recipe, specs: dict[str, dict[st
     """Contents of every output shard: the outer tensors, then block by block."""
     if recipe.save == "dense":
         return dense_layouts(skeleton)
-    layouts = [outer_layout(skeleton, lambda name: name)]
+    layouts = [outer_layout(skeleton, lambda name: name, specs)]
     for block in range(len(skeleton.block_names)):
         layout: Layout = {}
         for name in skeleton.block_tensors(block):
-            module = name.removesuffix(".weight")
-            if module in specs:
-                for part, (shape, dtype) in format_of(specs[module]).layout(specs[module]).items():
-                    layout[tensor_name(module, part)] = (dtype, shape)
-            else:
-                layout[name] = skeleton.stored(name)
+            layout |= _stored_as(skeleton, name, specs, str)
         layouts.append(layout)
     return layouts
 
 
-def outer_layout(skeleton: Skeleton, rename: Callable[[str], str]) -> Layout:
+def _stored_as(
+    skeleton: Skeleton, name: str, specs: Mapping[str, Mapping[str, Any]], rename: Callable[[str], str]
+) -> Layout:
+    """The tensors in which a module tensor is stored: its parts where it is packed."""
+    spec = specs.get(module := name.removesuffix(".weight"))
+    if spec is None:
+        return {rename(name): skeleton.stored(name)}
+    return {tensor_name(module, part): (dtype, shape) for part, (shape, dtype) in format_of(spec).layout(spec).items()}
+
+
+def outer_layout(
+    skeleton: Skeleton, rename: Callable[[str], str], specs: Mapping[str, Mapping[str, Any]] | None = None
+) -> Layout:
     """Contents of the shard with everything outside the blocks, tensors carried over included."""
-    layout: Layout = {rename(name): skeleton.stored(name) for name in skeleton.outer_tensors()}
+    layout: Layout = {}
+    for name in skeleton.outer_tensors():
+        layout |= _stored_as(skeleton, name, specs or {}, rename)
     for name in skeleton.extra:
         entry = skeleton.checkpoint.tensors[name]
         layout[name] = (entry.dtype, entry.shape)

@@ -21,7 +21,16 @@ Settings = PruneSettings | QuantizeSettings
 STAGES: dict[str, Mapping[str, type[Settings]]] = {"prune": PRUNE_METHODS, "quantize": QUANTIZE_METHODS}
 """Kind of stage -> its methods' settings classes."""
 
-PER_STAGE = ("include", "exclude", "allocation", "owl_threshold", "owl_band")  # mean nothing for a single matrix
+PER_STAGE = (
+    "include",
+    "exclude",
+    "allocation",
+    "owl_threshold",
+    "owl_band",
+    "embeddings",
+    "tune_steps",
+    "tune_rate",
+)  # mean nothing for a single matrix
 
 
 class Stage(BaseModel):

@@ -9,6 +9,7 @@ from pathlib import Path
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.journal import Journal
 from compressor.engine.skeleton import Skeleton
+from compressor.formats import GroupInt
 from compressor.run.inputs import Inputs
 from compressor.run.plan import Plan
 from compressor.run.progress import Voice
@@ -29,7 +30,13 @@ class Options:
 
 @dataclass
 class Run:
-    """Everything a run holds while it streams."""
+    """Everything a run holds while it streams.
+
+    Attributes:
+        runner: runs the blocks, and what is outside of them as the source has it.
+        coded: runs what is outside of the blocks as the output has it.
+        codes: module path -> code of the embeddings, where these are compressed.
+    """
 
     recipe: Recipe
     options: Options
@@ -38,8 +45,10 @@ class Run:
     plan: Plan
     inputs: Inputs
     runner: BlockRunner
+    coded: BlockRunner
     journal: Journal
     voice: Voice
+    codes: dict[str, GroupInt] = field(default_factory=dict)
     streams: dict[str, Stream] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     resumed_blocks: int = 0
@@ -48,6 +57,14 @@ class Run:
     def folder(self) -> Path:
         """Where the future output is being written."""
         return self.journal.folder / "model"
+
+    def outer(self, stream: str) -> BlockRunner:
+        """Who embeds a stream, and makes logits of it: what stands for the source, or for the output."""
+        before = stream == "dense" or stream.endswith(" before")
+        if stream.startswith("stage ") and not before:
+            settings = self.recipe.stages[int(stream.split()[1])].settings
+            before = not getattr(settings, "embeddings", None)
+        return self.runner if before else self.coded
 
     @property
     def blocks(self) -> int:

@@ -37,6 +37,7 @@ from compressor.report.schema import Report
 from compressor.run import finish, write
 from compressor.run.allocate import survey
 from compressor.run.baseline import baseline_weight
+from compressor.run.embeddings import code_embeddings, coded_runner
 from compressor.run.inputs import Inputs, load_inputs, probe_ids
 from compressor.run.plan import Plan, make_plan
 from compressor.run.progress import Voice, quiet
@@ -97,7 +98,7 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
         (work / "model").mkdir(exist_ok=True)
         journal = open_journal(work, _fingerprint(recipe, digest, inputs, plan))
         runner = BlockRunner(plan.skeleton, device=plan.device, dtype=plan.dtype)
-        run = Run(recipe, options, model, plan.skeleton, plan, inputs, runner, journal, voice)
+        run = Run(recipe, options, model, plan.skeleton, plan, inputs, runner, runner, journal, voice)
         run.timed("reading and checking the input", began)
         _prepare(run)
         verifier = Verifier(recipe, run.folder, plan) if recipe.verify else None
@@ -159,8 +160,10 @@ def _prepare(run: Run) -> None:
     """Load what stays resident, write the outer tensors, survey where an allocation wants it, start the streams."""
     since = time.perf_counter()
     run.runner.load_outer()
+    run.codes = code_embeddings(run.skeleton, run.recipe)
+    run.coded = coded_runner(run.runner, run.codes)
     if "outer" not in run.journal.facts:
-        write.write_outer(run.folder, run.plan)
+        write.write_outer(run.folder, run.plan, run.codes)
         run.journal.facts["outer"] = True
         run.journal.write()
     if "sparsities" not in run.journal.facts:
@@ -177,19 +180,22 @@ def _prepare(run: Run) -> None:
 
 def start_streams(run: Run) -> dict[str, Stream]:
     """One stream of calibration windows for each stage that needs one, one of evaluation windows for each model."""
-    streams = {}
+    wanted: dict[str, Tensor] = {}
     if run.inputs.calibration is not None:
-        first = run.runner.start(run.inputs.calibration.ids)
         for number, stage in enumerate(run.recipe.stages):
             if stage.needs_data:
-                streams[f"stage {number}"] = first.copy()
+                wanted[f"stage {number}"] = run.inputs.calibration.ids
             if stage.needs_reference:
-                streams[f"stage {number} before"] = first.copy()
+                wanted[f"stage {number} before"] = run.inputs.calibration.ids
     if run.inputs.texts is not None:
-        first = run.runner.start(run.inputs.texts.ids)
         for who in ("dense", "compressed", *(["baseline"] if run.recipe.evaluation.baseline else [])):
-            streams[who] = first.copy()
-    streams["probe"] = run.runner.start(probe_ids(run.inputs, run.skeleton.config))
+            wanted[who] = run.inputs.texts.ids
+    started: dict[tuple[int, int], Stream] = {}
+    streams = {}
+    for name, ids in wanted.items():
+        key = id(run.outer(name)), id(ids)
+        streams[name] = started[key].copy() if key in started else started.setdefault(key, run.outer(name).start(ids))
+    streams["probe"] = run.coded.start(probe_ids(run.inputs, run.skeleton.config))
     return streams
 
 
@@ -261,7 +267,8 @@ def _baseline(run: Run, block: int, linears: list[Linear], work: BlockWork) -> d
 def _finish(run: Run, verifier: Verifier | None, started: str, began: float, warnings: list[str]) -> Report:
     """Make the folder complete, measure, verify in a fresh process, and write the report."""
     since = time.perf_counter()
-    specs = {name: spec for record in run.journal.blocks for name, spec in record["specs"].items()}
+    blocks = {name: spec for record in run.journal.blocks for name, spec in record["specs"].items()}
+    specs = {**run.plan.outer_specs, **blocks}
     finish_shards(run.folder, run.blocks + 1)
     write.write_companions(run.folder, run.plan, specs)
     run.timed("packing and writing", since)
@@ -269,7 +276,7 @@ def _finish(run: Run, verifier: Verifier | None, started: str, began: float, war
     if verifier is not None:
         run.voice.detail("reloading the result in a fresh process")
         since = time.perf_counter()
-        verification = verifier.check(run.streams["probe"].ids, run.runner.logits(run.streams["probe"], slice(0, 1)))
+        verification = verifier.check(run.streams["probe"].ids, run.coded.logits(run.streams["probe"], slice(0, 1)))
         run.timed("verifying in a fresh process", since)
     since = time.perf_counter()
     evaluation = finish.evaluate(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from compressor.engine.journal import write_atomically
 from compressor.engine.output import copy_companions, write_shard
 from compressor.engine.tensorfile import layout_of
-from compressor.formats import tensor_name
+from compressor.formats import GroupInt, tensor_name
 from compressor.hf.manifest import MODEL_TYPE, READER_NAME
 from compressor.hf.reader import reader_source
 from compressor.run.container import folder_config
@@ -21,14 +22,30 @@ from compressor.run.plan import Plan
 from compressor.run.transform import BlockWork
 
 
-def write_outer(folder: Path, plan: Plan) -> None:
-    """Write the first shard: everything outside the blocks, and tensors the model does not know."""
+def write_outer(folder: Path, plan: Plan, codes: Mapping[str, GroupInt]) -> None:
+    """Write the first shard: everything outside the blocks, and tensors the model does not know.
+
+    Args:
+        codes: module path -> new code of an embedding.
+    """
     skeleton = plan.skeleton
     rename = skeleton.source_name if plan.recipe.save == "dense" else str
     module_names = {rename(name): name for name in skeleton.outer_tensors()}
+    packed: dict[str, Tensor] = {}
+    for module in plan.outer_specs:
+        dtype = skeleton.stored(f"{module}.weight")[0]
+        parts = codes[module].parts(dtype) if module in codes else skeleton.read_parts(module)
+        packed |= {tensor_name(module, part): tensor for part, tensor in parts.items()}
 
     def read(name: str) -> Tensor:
-        return skeleton.read(module_names[name]) if name in module_names else skeleton.checkpoint.read(name)
+        if name in packed:
+            return packed[name]
+        if name not in module_names:
+            return skeleton.checkpoint.read(name)
+        module = module_names[name].removesuffix(".weight")
+        if module in codes:
+            return codes[module].dense(skeleton.stored(f"{module}.weight")[0])
+        return skeleton.read(module_names[name])
 
     write_shard(folder, 1, len(plan.layouts), plan.layouts[0], read)
 

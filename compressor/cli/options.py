@@ -37,8 +37,9 @@ def _plain(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
         return kinds[0] if len(kinds) == 1 else str
-    if get_origin(annotation) is Literal and not all(isinstance(value, str) for value in get_args(annotation)):
-        return int
+    if get_origin(annotation) is Literal:
+        kinds = [type(value) for value in get_args(annotation)]
+        return annotation if set(kinds) == {str} else str if str in kinds else int
     return annotation
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class QuantizeSettings(BaseModel):
@@ -84,7 +84,12 @@ class QuantizeSettings(BaseModel):
 class TritPlanesSettings(QuantizeSettings):
     """Trit planes (PTQTP): every weight a sum of one to three values -a, 0 or +a, the a's shared by a group."""
 
-    planes: Literal[1, 2, 3] = Field(2, description="number of trit planes")
+    planes: Literal[1, 2, 3, "auto"] = Field(
+        2, description="number of trit planes; 'auto' finds one for each matrix, within bpw bits a weight"
+    )
+    bpw: float | None = Field(
+        None, gt=0, description="planes auto: bits a weight over all matrices of the stage, scales included"
+    )
     fit: Literal["default", "paper", "data-free"] = Field(
         "default",
         description="default: many starts, error feedback, scales refitted on the inputs; paper: as published (PTQTP); "
@@ -93,12 +98,34 @@ class TritPlanesSettings(QuantizeSettings):
     rounds: int = Field(3, ge=0, description="rounds of descent over all groups, after the sweep (default fit)")
 
     @property
+    def count(self) -> int:
+        """The number of planes, once it is known."""
+        if self.planes == "auto":
+            raise ValueError("the number of planes is still to be found")
+        return self.planes
+
+    @field_validator("planes", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+    @model_validator(mode="after")
+    def _budget(self) -> TritPlanesSettings:
+        if self.planes == "auto" and self.bpw is None:
+            raise ValueError("planes auto needs a budget: bpw, bits a weight such as 2.5")
+        if self.planes != "auto" and self.bpw is not None:
+            raise ValueError("bpw is the budget of planes auto, and planes is a number")
+        return self
+
+    @property
     def needs_data(self) -> bool:
-        """Only for the fit to the inputs."""
-        return self.fit == "default"
+        """For the fit to the inputs, and to find out which matrices need more planes."""
+        return self.fit == "default" or self.planes == "auto"
 
     def label(self, method: str) -> str:
         """What was asked for, in a few words."""
+        if self.planes == "auto":
+            return f"{method} {self.bpw:g} bpw g{self.group}{self.extras}"
         fit = "" if self.fit == "default" else f" {self.fit}"
         return f"{method} K={self.planes} g{self.group}{fit}{self.extras}"
 
@@ -163,7 +190,19 @@ class RtnSettings(GroupIntSettings):
         return False
 
 
+class FlexRoundSettings(RtnSettings):
+    """FlexRound: rounding learned block by block, from round to nearest."""
+
+    tune_steps: int = Field(200, ge=1, description=QuantizeSettings.model_fields["tune_steps"].description)
+
+    @property
+    def extras(self) -> str:
+        """What was asked for on top of the method, which learns as it is."""
+        return super().extras.replace(" learned", "", 1)
+
+
 QUANTIZE_METHODS: dict[str, type[QuantizeSettings]] = {
+    "flexround": FlexRoundSettings,
     "gptq": GptqSettings,
     "rtn": RtnSettings,
     "trit-planes": TritPlanesSettings,

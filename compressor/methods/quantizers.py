@@ -30,6 +30,7 @@ class Quantizer:
 
 
 QUANTIZERS: Final[dict[str, Quantizer]] = {
+    "flexround": Quantizer(round_nearest.solve, round_nearest.foresee),  # the learning comes after, block by block
     "gptq": Quantizer(gptq.solve, gptq.foresee),
     "rtn": Quantizer(round_nearest.solve, round_nearest.foresee),
     "trit-planes": Quantizer(trit_planes.solve, trit_planes.foresee),

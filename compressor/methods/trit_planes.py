@@ -27,7 +27,7 @@ def foresee(settings: TritPlanesSettings, shape: tuple[int, int], dtype: str) ->
         "format": "trit-planes",
         "shape": list(shape),
         "dtype": dtype,
-        "planes": settings.planes,
+        "planes": settings.count,
         "group": settings.width(shape[1]),
     }
 
@@ -61,9 +61,9 @@ def _on_weights(W: Tensor, settings: TritPlanesSettings, width: int) -> list[Gro
         parts = []
         for X in torch.split(columns, max(1, CHUNK // len(columns)), dim=1):
             if settings.fit == "paper":
-                scale = published(X, settings.planes)
+                scale = published(X, settings.count)
             else:
-                scale = many_starts(X, torch.ones_like(X[:, :1]), settings.planes, finalists=1)[:, 0]
+                scale = many_starts(X, torch.ones_like(X[:, :1]), settings.count, finalists=1)[:, 0]
             parts.append(GroupFit(scale, nearest_values(X, scale)))
         fits.append(_joined(parts))
     return fits
@@ -81,7 +81,7 @@ def _on_inputs(
     def decide(start: int, columns: Tensor) -> None:
         end = start + len(columns)
         still = None if frozen is None else frozen[start:end]
-        fits.append(search_group(columns, U[start:end, start:end], settings.planes, still))
+        fits.append(search_group(columns, U[start:end, start:end], settings.count, still))
 
     sweep(W.T, U, decide=decide, span=width, snap=lambda j, w: fits[-1].value[j % width], block=settings.block)
     H = damped(stats.hessian, factor.damp)

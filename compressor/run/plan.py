@@ -21,6 +21,7 @@ from compressor.formats.registry import format_of
 from compressor.run.container import Container, container_of
 from compressor.run.embeddings import embedding_violations, foreseen_specs
 from compressor.run.foresee import foreseen_spec, violations
+from compressor.run.planes import foreseen_planes, too_few_bits
 from compressor.run.recipe import Recipe, Stage
 from compressor.run.settings import OutputSettings
 
@@ -199,24 +200,26 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     targets = tuple(_targets(stage, number, skeleton) for number, stage in enumerate(recipe.stages, 1))
     specs: dict[str, dict[str, Any]] = {}
     broken: list[str] = []
-    for stage, linears in zip(recipe.stages, targets, strict=True):
+    for asked, linears in zip(recipe.stages, targets, strict=True):
+        broken += too_few_bits(asked, linears)
+        stage = foreseen_planes(asked, linears)
         for linear in linears:
             packed = skeleton.packed.get(linear.name)
-            broken += violations(stage, linear, packed, first=stage is recipe.stages[0])
+            broken += violations(stage, linear, packed, first=asked is recipe.stages[0])
             specs[linear.name] = foreseen_spec(stage, linear)
     specs |= foreseen_specs(skeleton, recipe)
     broken += embedding_violations(skeleton, recipe)
     if recipe.save == "packed":
         specs = {**{name: dict(spec) for name, spec in skeleton.packed.items()}, **specs}
     seqlen = choose_seqlen(recipe.calibration.seqlen, skeleton.config, "--seqlen")
-    asked = recipe.evaluation.seqlen or recipe.calibration.seqlen
+    eval_seqlen = recipe.evaluation.seqlen or recipe.calibration.seqlen
     return Plan(
         skeleton=skeleton,
         recipe=recipe,
         device=device,
         dtype=choose_dtype(recipe.dtype, device, stored),
         seqlen=seqlen,
-        eval_seqlen=choose_seqlen(asked, skeleton.config, "--eval-seqlen"),
+        eval_seqlen=choose_seqlen(eval_seqlen, skeleton.config, "--eval-seqlen"),
         targets=targets,
         specs=specs if recipe.save == "packed" else {},
         layouts=predict_layouts(skeleton, recipe, specs),

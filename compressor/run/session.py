@@ -13,7 +13,7 @@ from compressor.formats import GroupInt
 from compressor.run.inputs import Inputs
 from compressor.run.plan import Plan
 from compressor.run.progress import Voice
-from compressor.run.recipe import Recipe
+from compressor.run.recipe import Recipe, Stage
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Run:
     Attributes:
         runner: runs the blocks, and what is outside of them as the source has it.
         coded: runs what is outside of the blocks as the output has it.
+        stages: those of the recipe, with everything settled that a survey of the model decides.
         codes: module path -> code of the embeddings, where these are compressed.
     """
 
@@ -48,6 +49,7 @@ class Run:
     coded: BlockRunner
     journal: Journal
     voice: Voice
+    stages: list[Stage] = field(default_factory=list)
     codes: dict[str, GroupInt] = field(default_factory=dict)
     streams: dict[str, Stream] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -40,6 +40,8 @@ from compressor.run.baseline import baseline_weight
 from compressor.run.embeddings import code_embeddings, coded_runner
 from compressor.run.inputs import Inputs, load_inputs, probe_ids
 from compressor.run.plan import Plan, make_plan
+from compressor.run.plane_survey import survey_planes
+from compressor.run.planes import settled
 from compressor.run.progress import Voice, quiet
 from compressor.run.recipe import Recipe
 from compressor.run.session import Options, Run
@@ -169,6 +171,12 @@ def _prepare(run: Run) -> None:
     if "sparsities" not in run.journal.facts:
         run.journal.facts["sparsities"] = [survey(run, number) for number in range(len(run.recipe.stages))]
         run.journal.write()
+    if "planes" not in run.journal.facts:
+        run.journal.facts["planes"] = [survey_planes(run, number) for number in range(len(run.recipe.stages))]
+        run.journal.write()
+    run.stages = [
+        settled(stage, found) for stage, found in zip(run.recipe.stages, run.journal.facts["planes"], strict=True)
+    ]
     run.streams = start_streams(run)
     if run.journal.blocks:
         run.resumed_blocks = len(run.journal.blocks)
@@ -213,7 +221,7 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
         run.runner.step(block, run.streams["dense"])
         run.timed("evaluating", since)
     experts: list[dict[str, Any]] = []
-    for number, stage in enumerate(run.recipe.stages):
+    for number, stage in enumerate(run.stages):
         chosen = [linear for linear in run.plan.targets[number] if linear.block == block]
         stream = run.streams.get(f"stage {number}")
         reference = run.streams.get(f"stage {number} before")

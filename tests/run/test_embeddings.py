@@ -119,7 +119,6 @@ def test_only_what_is_compressed_sees_the_coded_embedding(calibration: Path, tmp
     assert rows[1][1].perplexity != rows[0][1].perplexity
 
 
-
 def test_save_dense_writes_the_rounded_embedding(
     folders: dict[str, tuple[Path, Any]], calibration: Path, tmp_path: Path
 ) -> None:

@@ -25,10 +25,11 @@ STAGES: list[dict[str, Any]] = [
     {"method": "gptq", "bits": 8, "group": "row"},
     {"method": "trit-planes", "planes": 2, "group": 16},
     {"method": "trit-planes", "planes": 1, "fit": "paper", "group": 20},
+    {"method": "flexround", "bits": 3, "group": 16, "tune_steps": 3},
     {"method": "rtn", "bits": 2, "group": 16, "correct": 3},
     {"method": "trit-planes", "planes": 1, "group": 16, "correct": 4, "correct_bits": 8},
 ]
-STOCK = ("rtn", "gptq")
+STOCK = ("rtn", "gptq", "flexround")
 
 
 def name_of(stage: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from compressor.formats.low_rank import LowRank
 from compressor.formats.parts import Layout, Spec
 from compressor.formats.registry import FORMATS, Format, format_of, nbytes, tensor_name
 from compressor.formats.representation import Masked, Representation, SparseInt, choose, pack, unpack
+from compressor.formats.scaled_binary import ScaledBinary
 from compressor.formats.sum import Sum
 from compressor.formats.trit_planes import TritPlanes
 
@@ -20,6 +21,7 @@ __all__ = [
     "LowRank",
     "Masked",
     "Representation",
+    "ScaledBinary",
     "SparseInt",
     "Spec",
     "Sum",

@@ -16,6 +16,7 @@ from compressor.formats.low_rank import LowRank
 from compressor.formats.nm import nm_kept, pack_nm, unpack_nm
 from compressor.formats.parts import Spec, check_mask, dtype_name
 from compressor.formats.registry import format_of, nbytes
+from compressor.formats.scaled_binary import ScaledBinary
 from compressor.formats.sparse_int import grid_values, pack_sparse_int, sparse_int_codes
 from compressor.formats.sum import Sum
 from compressor.formats.trit_planes import TritPlanes
@@ -69,11 +70,12 @@ class SparseInt:
         }
 
 
-Representation = Dense | Masked | SparseInt | GroupInt | TritPlanes | LowRank | Sum
+Representation = Dense | Masked | SparseInt | GroupInt | TritPlanes | ScaledBinary | LowRank | Sum
 
-CODED: dict[str, type[GroupInt | TritPlanes | LowRank | Sum]] = {
+CODED: dict[str, type[GroupInt | TritPlanes | ScaledBinary | LowRank | Sum]] = {
     "group-int": GroupInt,
     "trit-planes": TritPlanes,
+    "scaled-binary": ScaledBinary,
     "low-rank": LowRank,
     "sum": Sum,
 }
@@ -118,7 +120,7 @@ def pack(representation: Representation, dtype: torch.dtype) -> tuple[dict[str, 
     spec = representation.spec(dtype)
     if isinstance(representation, Dense | GroupInt | Sum):
         return spec, representation.parts(dtype)
-    if isinstance(representation, TritPlanes | LowRank):
+    if isinstance(representation, TritPlanes | ScaledBinary | LowRank):
         return spec, representation.parts()
     if isinstance(representation, SparseInt):
         r = representation

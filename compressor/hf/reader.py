@@ -22,6 +22,7 @@ READER_MODULES = (
     "formats/group_int.py",
     "formats/trits.py",
     "formats/trit_planes.py",
+    "formats/scaled_binary.py",
     "formats/low_rank.py",
     "formats/sum.py",
     "formats/registry.py",

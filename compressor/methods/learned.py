@@ -5,6 +5,7 @@ A learner starts exactly at the code it is given, and `finish` gives a code of t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from compressor.formats.dense import Dense
 from compressor.formats.group_int import GroupInt, portable_scale
 from compressor.formats.low_rank import FACTOR_DTYPE, LowRank
+from compressor.formats.scaled_binary import ScaledBinary
 from compressor.formats.sum import Sum
 from compressor.formats.trit_planes import TritPlanes, trit_combinations
 
@@ -86,6 +88,57 @@ class BaseLearner(Protocol):
     def finish(self) -> Any:
         """The code at the present parameters."""
         ...
+
+
+class ScaledBinaryLearner:
+    """Signs with scales of rows and inputs: all scales learn, and the signs of latent weights; salient inputs rest.
+
+    (PTQ1.61, arXiv 2502.13179, section 3.4 learns the scales alone.)
+    """
+
+    def __init__(self, code: ScaledBinary, weight: Tensor) -> None:
+        """Start at ``code``, made from ``weight`` (m, n) fp32."""
+        self.code = code
+        self.salient = code.salient.to(weight.device)
+        self.kept = code.dense().to(weight.device)[:, self.salient]
+        self.scale, self.mean, self.column = (
+            part.to(weight.device).float() for part in (code.scale, code.mean, code.column)
+        )
+        rest = weight[:, ~self.salient] / torch.where(self.column == 0, 1.0, self.column) - self.mean[:, None]
+        reach = self.scale[:, None].clamp(min=torch.finfo(torch.float16).tiny)
+        side = torch.where(code.signs.to(weight.device), 1.0, -1.0)
+        self.latent = side * (side * rest / reach).clamp(0.05, 1.5)
+
+    def parameters(self) -> list[tuple[Tensor, float]]:
+        """Scales and means of the rows (m,), scales of the inputs (n - k,), and latent signs (m, n - k)."""
+        size = float(self.scale.mean())
+        width = SCALE_PACE * float(self.column.abs().mean()) if self.column.numel() else 0.0
+        return [
+            (self.scale, SCALE_PACE * size),
+            (self.mean, SCALE_PACE * size),
+            (self.column, width),
+            (self.latent, 1.0),
+        ]
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        found = [through(part.detach().half().float(), part) for part in (self.scale, self.mean, self.column)]
+        return found[0][:, None], found[1][:, None], found[2]
+
+    def weight(self) -> Tensor:
+        """The weight (m, n)."""
+        scale, mean, column = self._parts()
+        signs = through(torch.where(self.latent >= 0, 1.0, -1.0), self.latent)
+        weight = torch.empty(len(self.scale), len(self.salient), device=self.scale.device)
+        weight[:, ~self.salient] = (mean + scale * signs) * column
+        weight[:, self.salient] = self.kept
+        return weight
+
+    def finish(self) -> ScaledBinary:
+        """The code at the present parameters."""
+        with torch.no_grad():
+            signs, scale = self.latent >= 0, self.scale.half()
+            signs, scale = torch.where(scale[:, None] < 0, ~signs, signs), scale.abs()
+            return replace(self.code, signs=signs, scale=scale, mean=self.mean.half(), column=self.column.half())
 
 
 class SumLearner:

@@ -130,6 +130,28 @@ class TritPlanesSettings(QuantizeSettings):
         return f"{method} K={self.planes} g{self.group}{fit}{self.extras}"
 
 
+class Ptq161Settings(QuantizeSettings):
+    """PTQ1.61: a fifth of the inputs in 4 bits, of all other weights a sign, scaled by row and by input."""
+
+    group: Literal["row"] = Field("row", description="scales are those of rows and of inputs")
+    salient: float = Field(0.2, ge=0, lt=1, description="share of the inputs that stay integers")
+    salient_bits: Literal[4, 8] | None = Field(4, description="bits of a weight of theirs")
+    fit: Literal["default", "paper"] = Field(
+        "default", description="default: fitted to the inputs by turns; paper: as published, before it learns"
+    )
+    rounds: int = Field(3, ge=0, description="rounds in which scales, signs and salient inputs are fitted by turns")
+
+    @property
+    def bits(self) -> int:
+        """Bits of a salient weight."""
+        return self.salient_bits or 4
+
+    def label(self, method: str) -> str:
+        """What was asked for, in a few words."""
+        fit = "" if self.fit == "default" else f" {self.fit}"
+        return f"{method} {100 * self.salient:g}% {self.bits}-bit{fit}{self.extras}"
+
+
 class GroupIntSettings(QuantizeSettings):
     """What gptq and rtn have in common: integers in groups."""
 
@@ -204,6 +226,7 @@ class FlexRoundSettings(RtnSettings):
 QUANTIZE_METHODS: dict[str, type[QuantizeSettings]] = {
     "flexround": FlexRoundSettings,
     "gptq": GptqSettings,
+    "ptq161": Ptq161Settings,
     "rtn": RtnSettings,
     "trit-planes": TritPlanesSettings,
 }

@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from compressor.errors import UserError
-from compressor.methods import gptq, round_nearest, trit_planes
+from compressor.methods import gptq, ptq161, round_nearest, trit_planes
 from compressor.methods.correction import corrected, foresee_correction
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.methods.result import Quantize, Quantized
@@ -32,6 +32,7 @@ class Quantizer:
 QUANTIZERS: Final[dict[str, Quantizer]] = {
     "flexround": Quantizer(round_nearest.solve, round_nearest.foresee),  # the learning comes after, block by block
     "gptq": Quantizer(gptq.solve, gptq.foresee),
+    "ptq161": Quantizer(ptq161.solve, ptq161.foresee),
     "rtn": Quantizer(round_nearest.solve, round_nearest.foresee),
     "trit-planes": Quantizer(trit_planes.solve, trit_planes.foresee),
 }

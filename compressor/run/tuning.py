@@ -8,13 +8,13 @@ from torch import Tensor
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.skeleton import Linear
 from compressor.engine.tune import Learner, tune
-from compressor.formats import GroupInt, Representation, Sum, TritPlanes
-from compressor.methods.learned import FlexRoundLearner, SumLearner, TritLearner
+from compressor.formats import GroupInt, Representation, ScaledBinary, Sum, TritPlanes
+from compressor.methods.learned import FlexRoundLearner, ScaledBinaryLearner, SumLearner, TritLearner
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.run.recipe import Stage
 from compressor.run.transform import BlockWork, install
 
-LEARNERS: dict[type, type] = {GroupInt: FlexRoundLearner, TritPlanes: TritLearner}
+LEARNERS: dict[type, type] = {GroupInt: FlexRoundLearner, TritPlanes: TritLearner, ScaledBinary: ScaledBinaryLearner}
 
 
 def learner_of(code: Representation, weight: Tensor) -> Learner:

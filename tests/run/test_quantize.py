@@ -26,6 +26,8 @@ STAGES: list[dict[str, Any]] = [
     {"method": "trit-planes", "planes": 2, "group": 16},
     {"method": "trit-planes", "planes": 1, "fit": "paper", "group": 20},
     {"method": "flexround", "bits": 3, "group": 16, "tune_steps": 3},
+    {"method": "ptq161"},
+    {"method": "ptq161", "fit": "paper", "salient": 0.4, "salient_bits": 8, "tune_steps": 3},
     {"method": "rtn", "bits": 2, "group": 16, "correct": 3},
     {"method": "trit-planes", "planes": 1, "group": 16, "correct": 4, "correct_bits": 8},
 ]

@@ -143,9 +143,18 @@ class RtnSettings(GroupIntSettings):
         return False
 
 
+class AwqSettings(GroupIntSettings):
+    """AWQ: inputs that matter are scaled up before rounding, and down again by what makes them."""
+
+    steps: int = Field(
+        20, ge=0, description="exponents tried in the search for scales from the inputs' sizes; 0 scales nothing"
+    )
+
+
 QUANTIZE_METHODS: dict[str, type[QuantizeSettings]] = {
     "gptq": GptqSettings,
     "rtn": RtnSettings,
+    "awq": AwqSettings,
     "trit-planes": TritPlanesSettings,
 }
 """The settings class of every quantizing method. The methods themselves stand in ``METHODS``."""

@@ -4,9 +4,10 @@ With scales s > 0 the codes are those of W diag(s), and the input comes as x / s
 what makes the input. What differs from the publication:
 
 - The loss of a choice of s is exactly tr((W - Q) H (W - Q)^T) with the Hessian H of the input: no forward passes.
-- Scales are powers of two, so that folding them into a norm or a linear layer changes no bit of what it gives.
-- The grid of a group is searched under every s, by errors weighted with the second moments of the scaled inputs; and
-  each row also tries the grids of plain rounding, so that no row is worse than that.
+- The grid of a group is that of least error of the group's outputs, H again, rather than one of a few clippings; and
+  then once more given the errors of the row's other groups. A row that would lose more so than with the grids of plain
+  rounding takes those.
+- Scales only serve where the matrices together lose less with them, fitted as they will be stored.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from compressor.formats.group_int import GroupInt
 from compressor.methods import round_nearest
-from compressor.methods.int_grid import IntGrid, best_grids, candidate_grids
+from compressor.methods.int_grid import IntGrid, candidate_grids
 from compressor.methods.quadratic import row_losses
 from compressor.methods.quantize_settings import AwqSettings, GroupIntSettings
 from compressor.methods.result import Quantized
@@ -33,13 +34,13 @@ __all__ = ["Reader", "exponents_of", "find_scales", "foresee", "loss_under", "so
 REACH = 8
 """Scales lie between 2^-8 and 2^8."""
 
-SAMPLE = 256
+SAMPLE = 128
 """Rows of each matrix that the search looks at; what it finds is judged on all of them."""
 
 TRIED = (1.0, 0.85, 0.7)
 """Multiples of the largest weight's scale that are tried within the coarse search."""
 
-SHORTLIST = 4
+SHORTLIST = 2
 """Candidates of the coarse search that are judged on all rows, with the whole search for grids."""
 
 KEPT = 8
@@ -91,8 +92,9 @@ def fit(
         part = slice(start, start + width)
         X = weight[:, part].T.contiguous()
         candidates = candidate_grids(X, settings.bits, asymmetric=settings.asymmetric, clip=settings.clip)
-        kept.append(best_grids(X, candidates, keep, hessian[part, part].diagonal().clamp(min=0)))
-        plain.append(best_grids(X, candidates, 1)[0])
+        weighted, even = _both_errors(X, candidates, hessian[part, part].diagonal().clamp(min=0)[:, None])
+        kept.append(candidates.gather(weighted.sort(dim=0, stable=True).indices[:keep]))
+        plain.append(candidates.gather(even.argmin(0)[None])[0])
     errors = torch.zeros_like(weight)
     fitted = [grids[0] for grids in kept]
     for turn in range(1 + rounds if keep > 1 and len(kept[0].scale) > 1 else 0):
@@ -134,7 +136,7 @@ def find_scales(readers: Sequence[Reader], hessian: Tensor, source: Tensor, step
     Args:
         hessian: (n, n) fp32, of the input that all readers share.
         source: (n,) int64, below p: input j has the scale number source[j] (several inputs may share one).
-        steps: exponents of the activations' size that are tried besides 0 (the publication: 20).
+        steps: candidates of `exponents_of` that are tried besides no scales (the publication: 20).
 
     A coarse search on some rows leaves a few candidates; these are judged by what is really lost with them, and by what
     is lost without scales: all are 0 where that is less.
@@ -150,7 +152,7 @@ def find_scales(readers: Sequence[Reader], hessian: Tensor, source: Tensor, step
 
 
 def exponents_of(readers: Sequence[Reader], hessian: Tensor, source: Tensor, steps: int) -> Iterator[Tensor]:
-    """Yield log2 of the scales of the published family, (p,) each: |x|^a, and |x|^a / max|w|^(1-a), 0 < a <= 1.
+    """Yield log2 of the scales of the published family, (p,) each: |x|^a / max|w|^(1-a) and |x|^a in turn, 0 < a <= 1.
 
     |x| is the root mean square of an input. Inputs that are never there, or that nothing reads, have the scale 1.
     """
@@ -161,11 +163,11 @@ def exponents_of(readers: Sequence[Reader], hessian: Tensor, source: Tensor, ste
         largest.scatter_reduce_(0, source, reader.weight.abs().amax(0), "amax")
     live = (power > 0) & (largest > 0)
     x, w = (torch.where(live, value, 1).log2() for value in (power.sqrt(), largest))
-    for step in range(1, steps + 1):
-        a = step / steps
-        for sizes in (a * x, a * x - (1 - a) * w) if a < 1 else (x,):
-            middle = (sizes[live].amax() + sizes[live].amin()) / 2 if bool(live.any()) else 0.0
-            yield torch.where(live, (sizes - middle).clamp_(-REACH, REACH), 0)
+    for number in range(1, steps + 1):
+        a = number / steps
+        sizes = a * x if number % 2 == 0 else a * x - (1 - a) * w
+        middle = (sizes[live].amax() + sizes[live].amin()) / 2 if bool(live.any()) else 0.0
+        yield torch.where(live, (sizes - middle).clamp_(-REACH, REACH), 0)
 
 
 def loss_under(readers: Sequence[Reader], hessian: Tensor, exponents: Tensor) -> float:
@@ -184,27 +186,14 @@ def _by_group(weight: Tensor, width: int) -> Tensor:
     return weight.reshape(-1, width).T.contiguous()
 
 
-def _importance(hessian: Tensor, width: int, rows: int) -> Tensor:
-    """Return what an error weighs, (width, groups), for the groups of so many rows."""
-    return hessian.diagonal().clamp(min=0).view(-1, width).T.repeat(1, rows)
-
-
-def _least(X: Tensor, grids: IntGrid, importance: Tensor) -> tuple[IntGrid, IntGrid]:
-    """Return the grids of least weighted and of least plain squared error; ties go to the first candidate."""
-    weighted, plain = grids[0], grids[0]
-    best: list[Tensor] = []
+def _both_errors(X: Tensor, grids: IntGrid, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squared errors (c, m) of groups ``X`` (w, m), weighted by ``importance`` and not."""
+    weighted, even = torch.empty(2, len(grids.scale), X.shape[1], device=X.device)
     for c in range(len(grids.scale)):
         squares = (X - grids[c].snap(X)).square_()
-        errors = [squares.sum(0), squares.mul_(importance).sum(0)]
-        if not best:
-            best = errors
-            continue
-        plain, weighted = (
-            _take(kept, grids[c], error < least)
-            for kept, error, least in zip((plain, weighted), errors, best, strict=True)
-        )
-        best = [torch.minimum(error, least) for error, least in zip(errors, best, strict=True)]
-    return weighted, plain
+        even[c] = squares.sum(0)
+        weighted[c] = squares.mul_(importance).sum(0)
+    return weighted, even
 
 
 def _take(kept: IntGrid, other: IntGrid, where: Tensor) -> IntGrid:
@@ -239,4 +228,11 @@ def _coarse(weight: Tensor, hessian: Tensor, settings: GroupIntSettings) -> Tens
     grids = candidate_grids(
         X, settings.bits, asymmetric=settings.asymmetric, clip=settings.clip, factors=TRIED, signs=False
     )
-    return _least(X, grids, _importance(hessian, width, m))[0].snap(X).T.reshape(m, n)
+    importance = hessian.diagonal().clamp(min=0).view(-1, width).T.repeat(1, m)  # of each group of each row
+    best = torch.full_like(X[0], math.inf)
+    chosen = grids[0]
+    for c in range(len(grids.scale)):
+        error = (X - grids[c].snap(X)).square_().mul_(importance).sum(0)
+        chosen = _take(chosen, grids[c], error < best)
+        best = torch.minimum(error, best)
+    return chosen.snap(X).T.reshape(m, n)

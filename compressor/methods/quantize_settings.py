@@ -147,7 +147,9 @@ class AwqSettings(GroupIntSettings):
     """AWQ: inputs that matter are scaled up before rounding, and down again by what makes them."""
 
     steps: int = Field(
-        20, ge=0, description="exponents tried in the search for scales from the inputs' sizes; 0 scales nothing"
+        20,
+        ge=0,
+        description="choices of scales tried for each input, by the sizes of inputs and weights; 0: none",
     )
 
 

@@ -60,9 +60,9 @@ def section(rows: Sequence[dict[str, Any]], args: argparse.Namespace, versions: 
         f"4-bit symmetric integers by GPTQ and by AWQ, each with its own defaults otherwise, {args.nsamples} x "
         f"{args.seqlen} calibration tokens, the same token ids for both; groups of {', '.join(map(str, GROUPS))} "
         "inputs, the first that divides every matrix, else whole rows; whole processes, in turns "
-        f"({args.repetitions} of each). Ours computes in float32, llm-compressor in {args.their_dtype}; it saves a "
-        "dense checkpoint, ours a packed one; neither verifies. Its AWQ ends in an error where there is no accelerator, "
-        "unless the pinning of memory is taken out, as it was here. "
+        f"({args.repetitions} of each). Ours computes in float32, llm-compressor in {args.their_dtype}; both "
+        "save packed integers as compressed-tensors, neither verifies. Its AWQ ends in an error where there is no "
+        "accelerator, unless the pinning of memory is taken out, as it was here. "
         f"Perplexity: {args.windows} windows of held-out stories, no BOS, the same evaluator for both.",
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -75,12 +75,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and renew the section."""
     parser = arguments(__doc__)
     parser.set_defaults(big=False)
+    parser.add_argument("--skip", nargs="*", default=[], metavar="MODEL:METHOD", help="what would take too long")
     args = parser.parse_args(argv)
     python = environment_python(args.llmcompressor)
     scratch, rows = empty_folder("against-quantizers"), []
     for subject in subjects(args, scratch):
         out = scratch / "quantized"
-        rows += measure(subject, args, commands(subject, args, python, out), out)
+        listed = commands(subject, args, python, out)
+        for skipped in args.skip:
+            name, _, method = skipped.partition(":")
+            if name in subject.name:
+                listed = {label: command for label, command in listed.items() if not label.endswith(f" {method}")}
+        rows += measure(subject, args, listed, out)
     shutil.rmtree(scratch, ignore_errors=True)
     (OUT / "against_quantizers.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     text = section(rows, args, their_versions(python))

@@ -8,8 +8,6 @@ ignore=["lm_head"]`` it also prunes an embedding that is tied to the head.
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 PROJECTIONS = r"re:.*\.(q|k|v|o|gate|up|down)_proj$"
@@ -36,7 +34,7 @@ def recipe(args: argparse.Namespace) -> Any:
 
 
 def _do_not_pin() -> None:
-    """Let its AWQ run without an accelerator: 0.12 stops there at pinning memory, which is for accelerators only."""
+    """Let its AWQ run without an accelerator: it stops there at pinning memory, which is for accelerators only."""
     import torch
     from llmcompressor.pipelines.cache import IntermediatesCache  # type: ignore[import-not-found]
 
@@ -45,7 +43,7 @@ def _do_not_pin() -> None:
 
 
 def main() -> None:
-    """Load, calibrate on the given windows, compress, save a dense checkpoint."""
+    """Load, calibrate on the given windows, compress, save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("ids", help="token windows (windows, length), .npy")
@@ -71,12 +69,8 @@ def main() -> None:
         max_seq_length=ids.shape[1],
         num_calibration_samples=len(ids),
         output_dir=args.out,
-        save_compressed=False,
+        save_compressed=args.method != "sparsegpt",  # packed integers; what is pruned stays dense
     )
-    config = Path(args.out) / "config.json"
-    content = json.loads(config.read_text(encoding="utf-8"))
-    content.pop("quantization_config", None)  # the weights are the rounded ones, stored plainly
-    config.write_text(json.dumps(content), encoding="utf-8")
 
 
 if __name__ == "__main__":

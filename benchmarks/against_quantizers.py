@@ -65,6 +65,8 @@ def section(rows: Sequence[dict[str, Any]], args: argparse.Namespace, versions: 
         "accelerator, unless the pinning of memory is taken out, as it was here. "
         f"Perplexity: {args.windows} windows of held-out stories, no BOS, the same evaluator for both.",
     ]
+    if args.skip:
+        parts.append(f"Left out, since the other side would have taken too long: {', '.join(args.skip)}.")
     for model in dict.fromkeys(row["model"] for row in rows):
         told = "\n".join(f"- {sentence}" for sentence in verdicts(rows, model, PAIRS))
         parts += [model_table(rows, model, PAIRS), told]

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -95,7 +95,7 @@ def commands(subject: Subject, args: argparse.Namespace, python: Path, out: Path
 def checked(done: Measured) -> Measured:
     """Pass on what went well; end the benchmark with the command's own words otherwise."""
     if done.code:
-        sys.exit(f"against_llmcompressor: a command failed with exit code {done.code}\n{done.errors[-4000:]}")
+        sys.exit(f"{Path(sys.argv[0]).stem}: a command failed with exit code {done.code}\n{done.errors[-4000:]}")
     return done
 
 
@@ -106,25 +106,29 @@ def perplexity(folder: Path, text: Path, args: argparse.Namespace) -> float:
     return float(json.loads(done.output)[0]["rows"][0]["perplexity"])
 
 
-def measure(subject: Subject, args: argparse.Namespace, python: Path, scratch: Path) -> list[dict[str, Any]]:
-    """All repetitions of all commands in turns; one row each. The made-up model takes minutes and is run once."""
+def measure(
+    subject: Subject, args: argparse.Namespace, commands: Mapping[str, Sequence[str]], out: Path
+) -> list[dict[str, Any]]:
+    """All repetitions of all commands (label -> what writes a model to ``out``) in turns; one row each.
+
+    The made-up model takes minutes and is run once.
+    """
     rows = []
     for repetition in range(args.repetitions if subject.text is not None else 1):
-        for label, command in commands(subject, args, python, scratch / "pruned").items():
-            out = scratch / "pruned"
+        for label, command in commands.items():
             shutil.rmtree(out, ignore_errors=True)
             done = checked(run_child(command, cwd=ROOT))
             value = perplexity(out, subject.text, args) if subject.text is not None and repetition == 0 else None
             facts = {k: v for k, v in asdict(done).items() if k not in ("output", "errors", "code")}
             rows.append({"model": subject.name, "tool": label, "repetition": repetition, "perplexity": value, **facts})
             print(f"{subject.name}, {label}: {done.seconds:.1f} s, {done.peak_bytes / 1e6:.0f} MB, {value}", flush=True)
-    shutil.rmtree(scratch / "pruned", ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
     return rows
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and renew the section."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options that all comparisons have."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--models", type=Path, default=ROOT.parent / "shared" / "models", help="folder of models")
     parser.add_argument("--text", type=Path, default=ROOT.parent / "shared" / "text", help="calibration/, heldout/")
     parser.add_argument("--only", nargs="*", help="parts of the names of the models to measure")
@@ -142,14 +146,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--their-dtype", default="float32", help="what llm-compressor computes in; auto: the model's own"
     )
     parser.add_argument("--no-page", action="store_true", help="only print the tables")
-    args = parser.parse_args(argv)
-    python = environment_python(args.llmcompressor)
-    scratch = OUT / "against"
+    return parser
+
+
+def empty_folder(name: str) -> Path:
+    """A new folder for what is written in between."""
+    scratch = OUT / name
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    rows = []
+    return scratch
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and renew the section."""
+    args = arguments(__doc__).parse_args(argv)
+    python = environment_python(args.llmcompressor)
+    scratch, rows = empty_folder("against"), []
     for subject in subjects(args, scratch):
-        rows += measure(subject, args, python, scratch)
+        out = scratch / "pruned"
+        rows += measure(subject, args, commands(subject, args, python, out), out)
     shutil.rmtree(scratch, ignore_errors=True)
     (OUT / "against.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     setting = f"{args.nsamples} x {args.seqlen} calibration tokens"

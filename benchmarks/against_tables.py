@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -20,9 +20,9 @@ def of(rows: Rows, model: str, tool: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: int(row["repetition"]))
 
 
-def pair_ratios(rows: Rows, model: str, tool: str, what: str) -> list[float]:
-    """``tool`` over llm-compressor, repetition by repetition."""
-    pairs = zip(of(rows, model, tool), of(rows, model, THEIRS), strict=True)
+def pair_ratios(rows: Rows, model: str, tool: str, what: str, base: str = THEIRS) -> list[float]:
+    """``tool`` over ``base``, repetition by repetition."""
+    pairs = zip(of(rows, model, tool), of(rows, model, base), strict=True)
     return [mine[what] / theirs[what] for mine, theirs in pairs]
 
 
@@ -31,10 +31,11 @@ def measured_perplexity(rows: Rows, model: str, tool: str) -> float | None:
     return next((float(row["perplexity"]) for row in of(rows, model, tool) if row["perplexity"] is not None), None)
 
 
-def model_table(rows: Rows, model: str) -> str:
-    """Medians, and ratios to llm-compressor of every pair."""
+def model_table(rows: Rows, model: str, base_of: Mapping[str, str] | None = None) -> str:
+    """Medians, and of every pair the ratios of a tool to what it is compared with (tool -> other; all to THEIRS)."""
+    base_of = base_of or dict.fromkeys(OURS, THEIRS)
     out = []
-    for tool in (THEIRS, *OURS):
+    for tool in dict.fromkeys([*base_of.values(), *base_of]):
         runs = of(rows, model, tool)
         if not runs:
             continue
@@ -44,8 +45,8 @@ def model_table(rows: Rows, model: str) -> str:
         for what in ("peak_bytes", "tree_bytes"):
             line.append(f"{median(run[what] for run in runs) / 1e6:.0f} MB")
         for what in ("seconds", "peak_bytes"):
-            ratios = pair_ratios(rows, model, tool, what)
-            line.append("1" if tool == THEIRS else f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+            ratios = pair_ratios(rows, model, tool, what, base_of.get(tool, tool))
+            line.append("1" if tool not in base_of else f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
         out.append(line)
     header = [model, "perplexity", "wall", "processor", "peak RSS", "all processes", "wall ratio", "memory ratio"]
     return table(header, out)
@@ -56,21 +57,21 @@ def target(what: str, value: float, limit: float) -> str:
     return f"{what} x{value:.2f} (target at most {limit:.2f}): {'met' if value <= limit else '**not met**'}"
 
 
-def verdicts(rows: Rows, model: str) -> list[str]:
-    """In words, for each of our variants: perplexity, time, memory."""
+def verdicts(rows: Rows, model: str, base_of: Mapping[str, str] | None = None) -> list[str]:
+    """In words, for each of our variants against what it is compared with: perplexity, time, memory."""
     sentences = []
-    for tool in OURS:
+    for tool, base in (base_of or dict.fromkeys(OURS, THEIRS)).items():
         if not of(rows, model, tool):
             continue
         parts = []
-        mine, theirs = measured_perplexity(rows, model, tool), measured_perplexity(rows, model, THEIRS)
+        mine, theirs = measured_perplexity(rows, model, tool), measured_perplexity(rows, model, base)
         if mine is not None and theirs is not None:
             ratio = mine / theirs
             word = "better" if ratio < 1 / EQUAL else "equal" if ratio <= EQUAL else "**worse**"
             parts.append(f"perplexity {number(mine)} against {number(theirs)}: {word}")
-        parts.append(target("wall", median(pair_ratios(rows, model, tool, "seconds")), 1 / 3))
-        parts.append(target("peak memory", median(pair_ratios(rows, model, tool, "peak_bytes")), 1 / 2))
-        tree = median(pair_ratios(rows, model, tool, "tree_bytes"))
+        parts.append(target("wall", median(pair_ratios(rows, model, tool, "seconds", base)), 1 / 3))
+        parts.append(target("peak memory", median(pair_ratios(rows, model, tool, "peak_bytes", base)), 1 / 2))
+        tree = median(pair_ratios(rows, model, tool, "tree_bytes", base))
         parts.append(f"all its processes together x{tree:.2f}")
         sentences.append(f"`{tool}`: {'; '.join(parts)}.")
     return sentences

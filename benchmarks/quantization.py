@@ -19,6 +19,7 @@ from benchmarks.sections import OUT, ROOT, write_section
 ROWS: dict[str, dict[str, Any]] = {
     **{f"rtn {bits}-bit": {"method": "rtn", "bits": bits} for bits in (2, 3, 4)},
     **{f"gptq {bits}-bit": {"method": "gptq", "bits": bits} for bits in (2, 3, 4, 8)},
+    **{f"awq {bits}-bit": {"method": "awq", "bits": bits} for bits in (3, 4)},
     **{f"trit-planes K={k}": {"method": "trit-planes", "planes": k} for k in (1, 2, 3)},
     **{f"trit-planes K={k} paper": {"method": "trit-planes", "planes": k, "fit": "paper"} for k in (1, 2, 3)},
     "trit-planes K=2 learned": {"method": "trit-planes", "planes": 2, "tune_steps": 200},

@@ -6,6 +6,7 @@ further than the other; a negative scale turns that end to where the larger weig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,20 +59,23 @@ class IntGrid:
         return IntGrid(self.scale.view(-1), None if self.zero is None else self.zero.view(-1), self.bits)
 
 
-def candidate_grids(X: Tensor, bits: int, *, asymmetric: bool, clip: bool) -> IntGrid:
+def candidate_grids(
+    X: Tensor, bits: int, *, asymmetric: bool, clip: bool, factors: Sequence[float] = FACTORS, signs: bool = True
+) -> IntGrid:
     """Return the grids (c, m) that are worth trying for m groups of weights, ``X`` (w, m) fp32, one group a column.
 
     Without ``clip`` the one that reaches the largest weight (for symmetric grids half a step beyond the last code, as
-    compressed-tensors has it). A group of zeros gets the smallest scale.
+    compressed-tensors has it). A group of zeros gets the smallest scale. With it, multiples of that by ``factors``, and
+    for symmetric grids the negative ones too where ``signs`` says so.
     """
-    factors = torch.tensor(FACTORS if clip else (1.0,), dtype=X.dtype, device=X.device)[:, None]
+    sizes = torch.tensor(factors if clip else (1.0,), dtype=X.dtype, device=X.device)[:, None]
     if not asymmetric:
-        scale = factors * (X.abs().amax(0) * 2 / (2**bits - 1))
-        return IntGrid(portable_scale(torch.cat([scale, -scale]) if clip else scale, bits), None, bits)
+        scale = sizes * (X.abs().amax(0) * 2 / (2**bits - 1))
+        return IntGrid(portable_scale(torch.cat([scale, -scale]) if clip and signs else scale, bits), None, bits)
     low, high = X.amin(0).clamp(max=0), X.amax(0).clamp(min=0)
-    scale = portable_scale(factors * ((high - low) / (2**bits - 1)), bits)
+    scale = portable_scale(sizes * ((high - low) / (2**bits - 1)), bits)
     first = -(2.0 ** (bits - 1))
-    zero = (first - low * factors / scale).round_().clamp_(first, -first - 1)
+    zero = (first - low * sizes / scale).round_().clamp_(first, -first - 1)
     return IntGrid(scale, zero, bits)
 
 

@@ -223,7 +223,18 @@ class FlexRoundSettings(RtnSettings):
         return super().extras.replace(" learned", "", 1)
 
 
+class AwqSettings(GroupIntSettings):
+    """AWQ: inputs that matter are scaled up before rounding, and down again by what makes them."""
+
+    steps: int = Field(
+        20,
+        ge=0,
+        description="choices of scales tried for each input, by the sizes of inputs and weights; 0: none",
+    )
+
+
 QUANTIZE_METHODS: dict[str, type[QuantizeSettings]] = {
+    "awq": AwqSettings,
     "flexround": FlexRoundSettings,
     "gptq": GptqSettings,
     "ptq161": Ptq161Settings,

@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from compressor.errors import UserError
-from compressor.methods import gptq, ptq161, round_nearest, trit_planes
+from compressor.methods import awq, gptq, ptq161, round_nearest, trit_planes
 from compressor.methods.correction import corrected, foresee_correction
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.methods.result import Quantize, Quantized
@@ -30,6 +30,7 @@ class Quantizer:
 
 
 QUANTIZERS: Final[dict[str, Quantizer]] = {
+    "awq": Quantizer(awq.solve, awq.foresee),
     "flexround": Quantizer(round_nearest.solve, round_nearest.foresee),  # the learning comes after, block by block
     "gptq": Quantizer(gptq.solve, gptq.foresee),
     "ptq161": Quantizer(ptq161.solve, ptq161.foresee),

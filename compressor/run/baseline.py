@@ -19,7 +19,7 @@ def baseline_weight(work: BlockWork, linear: Linear) -> tuple[Tensor, dict[str, 
     A linear that was left alone is left alone here as well. Where even two bits need more bytes than the compressed
     matrix has, two bits are taken, and the facts say so: the baseline is then the larger one.
     """
-    original = work.originals[linear.name].to(torch.float32)
+    original = work.unfolded.get(f"{linear.name}.weight", work.originals[linear.name]).to(torch.float32)
     if isinstance(work.weights[linear.name], Dense):
         size = original.numel() * linear.dtype.itemsize
         return original, {"bits": 8 * linear.dtype.itemsize, "bytes": size, "over": False, "group": None}

@@ -38,6 +38,7 @@ from compressor.run import finish, write
 from compressor.run.allocate import survey
 from compressor.run.baseline import baseline_weight
 from compressor.run.embeddings import code_embeddings, coded_runner
+from compressor.run.folding import fold_scales
 from compressor.run.inputs import Inputs, load_inputs, probe_ids
 from compressor.run.plan import Plan, make_plan
 from compressor.run.plane_survey import survey_planes
@@ -233,6 +234,8 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
         since = time.perf_counter()
         if reference is not None:
             run.runner.step(block, reference)
+        if stream is not None and seen is not None:
+            fold_scales(stage, chosen, work, seen, run.runner, block, stream)
         before = {linear.name: work.weights[linear.name].dense() for linear in chosen} if stage.tuned else {}
         sparsity = run.journal.facts["sparsities"][number]
         total = stream.ids.numel() if stream is not None else 0
@@ -265,6 +268,8 @@ def _baseline(run: Run, block: int, linears: list[Linear], work: BlockWork) -> d
     if "baseline" not in run.streams:
         return None
     facts = {}
+    for name in work.folded:
+        run.runner.set_weight(name, work.unfolded[name])
     for linear in linears:
         weight, facts[linear.name] = baseline_weight(work, linear)
         run.runner.set_weight(f"{linear.name}.weight", weight.T if linear.transposed else weight)

@@ -40,11 +40,16 @@ class BlockWork:
         weights: linear name -> its current representation, values in the stored dtype, (out, in).
         originals: linear name -> dense weight of the source (out, in), stored dtype.
         layers: linear name -> what the report will say of it.
+        folded: tensor name -> new value, stored dtype, of norms and biases into which scales were folded. Weights and
+            originals of the linears that took part are fp32, and those of scaled inputs.
+        unfolded: tensor name -> what it was, (out, in) for a linear, of everything that was changed by folding.
     """
 
     weights: dict[str, Representation] = field(default_factory=dict)
     originals: dict[str, Tensor] = field(default_factory=dict)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    folded: dict[str, Tensor] = field(default_factory=dict)
+    unfolded: dict[str, Tensor] = field(default_factory=dict)
 
 
 def open_block(skeleton: Skeleton, linears: list[Linear]) -> BlockWork:
@@ -144,11 +149,16 @@ def _pruned_before(representation: Representation, weight: Tensor) -> Tensor | N
     return zeros if int(zeros.sum()) >= PRUNED_SHARE * zeros.numel() else None
 
 
+def is_starved(name: str, tokens: int, total: int) -> bool:
+    """Whether a linear is that of an expert which too few of all calibration tokens have reached."""
+    return ".experts." in name and tokens < max(STARVED_TOKENS, STARVED_SHARE * total)
+
+
 def _usable(linear: Linear, seen: Observation | None, total: int) -> tuple[InputStatistics | None, str | None]:
     if seen is None:
         return None, None
     statistics = seen.statistics.pop(linear.name)  # the last user lets go of Hessian and factor
-    if ".experts." in linear.name and statistics.tokens < max(STARVED_TOKENS, STARVED_SHARE * total):
+    if is_starved(linear.name, statistics.tokens, total):
         return None, f"only {statistics.tokens} of {total} calibration tokens reached this expert"
     if statistics.tokens == 0:
         return None, "no calibration token reached this layer"

@@ -65,7 +65,7 @@ def write_block(
         tensors = {tensor_name(module, part): tensor for module in specs for part, tensor in parts[module].items()}
         for name in plan.skeleton.block_tensors(block):
             if name.removesuffix(".weight") not in specs:
-                tensors[name] = plan.skeleton.read(name)
+                tensors[name] = work.folded[name] if name in work.folded else plan.skeleton.read(name)
     write_shard(folder, block + 2, len(plan.layouts), layout_of(tensors.items()), tensors.__getitem__)
 
 
@@ -81,7 +81,7 @@ def _dense_tensors(plan: Plan, block: int, work: BlockWork) -> dict[str, Tensor]
             value = work.weights[module].dense().to(dtype)
             value = value.T.contiguous() if module in transposed else value
         else:
-            value = skeleton.read(name)
+            value = work.folded[name] if name in work.folded else skeleton.read(name)
         target, index = skeleton.source_name(name), skeleton.origins[name].index
         if index:
             dtype, shape = skeleton.source_layout(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ STAGES: list[dict[str, Any]] = [
     {"method": "trit-planes", "planes": 2, "group": 16},
     {"method": "trit-planes", "planes": 1, "fit": "paper", "group": 20},
     {"method": "flexround", "bits": 3, "group": 16, "tune_steps": 3},
+    {"method": "awq", "bits": 3, "group": 16},
     {"method": "ptq161"},
     {"method": "ptq161", "fit": "paper", "salient": 0.4, "salient_bits": 8, "tune_steps": 3},
     {"method": "rtn", "bits": 2, "group": 16, "correct": 3},
     {"method": "trit-planes", "planes": 1, "group": 16, "correct": 4, "correct_bits": 8},
 ]
-STOCK = ("rtn", "gptq", "flexround")
+STOCK = ("rtn", "gptq", "flexround", "awq")
 
 
 def name_of(stage: dict[str, Any]) -> str:
@@ -110,7 +112,7 @@ def test_transposed_layers_stay_in_our_own_folder(calibration: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3_moe", "phi3", "neox"])
-@pytest.mark.parametrize("method", ["gptq", "trit-planes"])
+@pytest.mark.parametrize("method", ["gptq", "trit-planes", "awq"])
 def test_other_families_reload(family: str, method: str, calibration: Path, tmp_path: Path) -> None:
     source = tiny_models.save(tiny_models.random_model(family), tmp_path / "model")
     recipe = quantized({"method": method, "group": 16}, calibration, verify=True)
@@ -128,7 +130,7 @@ def test_save_dense_writes_the_rounded_values(half: Path, calibration: Path, tmp
     )
 
 
-@pytest.mark.parametrize("stage", [STAGES[2], STAGES[4]], ids=name_of)
+@pytest.mark.parametrize("stage", [STAGES[2], STAGES[4], STAGES[6]], ids=name_of)
 @pytest.mark.parametrize("plain", [False, True], ids=["packed", "dense zeros"])
 def test_pruned_weights_stay_zero(
     stage: dict[str, Any], plain: bool, half: Path, calibration: Path, tmp_path: Path
@@ -208,6 +210,7 @@ def test_codes_are_final(half: Path, calibration: Path, tmp_path: Path) -> None:
 LEARNED = [
     {"method": "rtn", "bits": 3, "group": 16, "tune_steps": 30, "tune_rate": 0.02},
     {"method": "trit-planes", "planes": 1, "group": 16, "tune_steps": 30, "tune_rate": 0.02},
+    {"method": "awq", "bits": 3, "group": 16, "tune_steps": 30, "tune_rate": 0.02},
 ]
 
 
@@ -256,7 +259,7 @@ def test_killed_while_learning_and_resumed(
     )
 
 
-@pytest.mark.parametrize("stage", [STAGES[2], STAGES[4], *LEARNED], ids=name_of)
+@pytest.mark.parametrize("stage", [STAGES[2], STAGES[4], STAGES[6], *LEARNED], ids=name_of)
 def test_threads_do_not_matter(stage: dict[str, Any], calibration: Path, tmp_path: Path) -> None:
     model = tiny_models.random_model("llama", hidden_size=128, intermediate_size=192, dtype=torch.bfloat16)
     source = tiny_models.save(model, tmp_path / "model")
@@ -268,3 +271,60 @@ def test_threads_do_not_matter(stage: dict[str, Any], calibration: Path, tmp_pat
     finally:
         torch.set_num_threads(before)
     assert tiny_models.digest(tmp_path / "1", "*.safetensors") == tiny_models.digest(tmp_path / "2", "*.safetensors")
+
+
+def test_scales_are_folded_and_the_yardsticks_stay(
+    half: Path, calibration: Path, heldout: Path, tmp_path: Path
+) -> None:
+    """Norms change on disk; the dense and the equal-bytes baseline streams are those of a run without scales."""
+    evaluation = {"texts": [str(heldout)], "windows": 4}
+    reports = {}
+    for steps in (0, 20):
+        stage = {"method": "awq", "bits": 3, "group": 16, "steps": steps}
+        recipe = quantized(stage, calibration, verify=True, evaluation=evaluation)
+        reports[steps] = tiny_models.run_recipe(recipe, half, tmp_path / str(steps))
+        verification = reports[steps].verification
+        assert verification is not None and verification.passed
+    stored = {steps: load_file(tmp_path / str(steps) / "model.safetensors") for steps in reports}
+    source = load_file(half / "model.safetensors")
+    norms = [name for name in source if re.search(r"layers\.\d.*layernorm", name)]
+    assert len(norms) == 4
+    assert all(torch.equal(stored[0][name], source[name]) for name in norms)
+    assert any(not torch.equal(stored[20][name], source[name]) for name in norms)
+    rows = {steps: {row.label: row.perplexity for row in r.evaluation[0].rows} for steps, r in reports.items()}
+    for label in rows[0]:
+        assert (rows[0][label] == rows[20][label]) is not label.startswith("awq"), label
+    errors = {steps: sum(layer.relative_error or 0 for layer in r.layers) for steps, r in reports.items()}
+    assert 0 < errors[20] < 1.02 * errors[0]
+
+
+def test_scales_survive_being_saved_dense(half: Path, calibration: Path, tmp_path: Path) -> None:
+    stage = {"method": "awq", "bits": 3, "group": 16}
+    tiny_models.run_recipe(quantized(stage, calibration, save="dense"), half, tmp_path / "dense")
+    tiny_models.run_recipe(quantized(stage, calibration), half, tmp_path / "packed")
+    ids = tiny_models.random_ids(2)
+    assert torch.equal(
+        tiny_models.streamed_logits(tmp_path / "dense", ids), tiny_models.streamed_logits(tmp_path / "packed", ids)
+    )
+
+
+def test_killed_between_scaled_blocks_and_resumed(
+    half: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = quantized({"method": "awq", "bits": 3, "group": 16}, calibration)
+    tiny_models.run_recipe(recipe, half, tmp_path / "whole")
+    real = stream.fold_scales
+
+    def dies(*args: Any) -> None:
+        real(*args)
+        if args[5] == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stream, "fold_scales", dies)
+        tiny_models.run_recipe(recipe, half, tmp_path / "out")
+    report = tiny_models.run_recipe(recipe, half, tmp_path / "out")
+    assert report.resumed is not None and report.resumed.blocks == 1
+    assert tiny_models.digest(tmp_path / "whole", "*.safetensors") == tiny_models.digest(
+        tmp_path / "out", "*.safetensors"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compressor.formats.group_int import GroupInt
+from compressor.formats.partial_binary import PartialBinary
 from compressor.formats.parts import Layout, Spec
 from compressor.formats.registry import FORMATS, Format, format_of, nbytes, tensor_name
 from compressor.formats.representation import Dense, Masked, Representation, SparseInt, choose, pack, unpack
@@ -15,6 +16,7 @@ __all__ = [
     "GroupInt",
     "Layout",
     "Masked",
+    "PartialBinary",
     "Representation",
     "SparseInt",
     "Spec",

@@ -13,6 +13,7 @@ from compressor.formats.bitmask import bitmask_kept, pack_bitmask, unpack_bitmas
 from compressor.formats.dense import pack_dense, unpack_dense
 from compressor.formats.group_int import GroupInt
 from compressor.formats.nm import nm_kept, pack_nm, unpack_nm
+from compressor.formats.partial_binary import PartialBinary
 from compressor.formats.parts import Spec, check_mask, dtype_name
 from compressor.formats.registry import format_of, nbytes
 from compressor.formats.sparse_int import grid_values, pack_sparse_int, sparse_int_codes
@@ -82,11 +83,12 @@ class SparseInt:
         }
 
 
-Representation = Dense | Masked | SparseInt | GroupInt | TritPlanes
+Representation = Dense | Masked | SparseInt | GroupInt | TritPlanes | PartialBinary
 
-CODED: dict[str, type[GroupInt] | type[TritPlanes]] = {
+CODED: dict[str, type[GroupInt] | type[TritPlanes] | type[PartialBinary]] = {
     "group-int": GroupInt,
     "trit-planes": TritPlanes,
+    "partial-binary": PartialBinary,
 }
 """Format -> the representation that knows how to store and read itself."""
 
@@ -129,7 +131,7 @@ def pack(representation: Representation, dtype: torch.dtype) -> tuple[dict[str, 
     spec = representation.spec(dtype)
     if isinstance(representation, GroupInt):
         return spec, representation.parts(dtype)
-    if isinstance(representation, TritPlanes):
+    if isinstance(representation, TritPlanes | PartialBinary):
         return spec, representation.parts()
     if isinstance(representation, SparseInt):
         r = representation

@@ -84,6 +84,38 @@ class TritPlanesSettings(QuantizeSettings):
         return f"{method} K={self.planes} g{self.group}" + ("" if self.fit == "default" else f" {self.fit}")
 
 
+class PbLlmSettings(QuantizeSettings):
+    """Partial binarization (PB-LLM): a few salient weights as integers, of all others only a sign."""
+
+    salient: float = Field(0.1, ge=0, lt=1, description="share of the weights, or of the inputs, that stay integers")
+    salient_bits: Literal[4, 8] | None = Field(
+        None, description="bits of a salient weight (default: 8, with --mask column 4)"
+    )
+    metric: Literal["magnitude", "hessian"] = Field(
+        "hessian", description="what makes a weight salient: its size, or what a sign would cost at the output"
+    )
+    mask: Literal["unstructured", "column"] = Field(
+        "unstructured", description="what is salient: any weights, or whole inputs, whose places take no room"
+    )
+    fit: Literal["default", "paper"] = Field(
+        "default", description="default: fitted to the inputs by turns; paper: as published, defects included"
+    )
+    rounds: int = Field(
+        5, ge=0, description="rounds in which values, signs and salience are fitted, after the sweep (default fit)"
+    )
+
+    @property
+    def bits(self) -> int:
+        """Bits of a salient weight."""
+        return self.salient_bits or (4 if self.mask == "column" else 8)
+
+    def label(self, method: str) -> str:
+        """What was asked for, in a few words."""
+        what = " of inputs" if self.mask == "column" else ""
+        told = f"{method} {100 * self.salient:g}%{what} {self.bits}-bit g{self.group}"
+        return told + ("" if self.fit == "default" else f" {self.fit}")
+
+
 class GroupIntSettings(QuantizeSettings):
     """What gptq and rtn have in common: integers in groups."""
 
@@ -147,5 +179,6 @@ QUANTIZE_METHODS: dict[str, type[QuantizeSettings]] = {
     "gptq": GptqSettings,
     "rtn": RtnSettings,
     "trit-planes": TritPlanesSettings,
+    "pb-llm": PbLlmSettings,
 }
 """The settings class of every quantizing method. The methods themselves stand in ``METHODS``."""

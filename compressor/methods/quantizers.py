@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from compressor.errors import UserError
-from compressor.methods import gptq, round_nearest, trit_planes
+from compressor.methods import gptq, pb_llm, round_nearest, trit_planes
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.methods.result import Quantize, Quantized
 from compressor.methods.statistics import FactorizationError, InputStatistics, all_finite
@@ -32,6 +32,7 @@ QUANTIZERS: Final[dict[str, Quantizer]] = {
     "gptq": Quantizer(gptq.solve, gptq.foresee),
     "rtn": Quantizer(round_nearest.solve, round_nearest.foresee),
     "trit-planes": Quantizer(trit_planes.solve, trit_planes.foresee),
+    "pb-llm": Quantizer(pb_llm.solve, pb_llm.foresee),
 }
 
 

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from compressor.methods.int_grid import IntGrid
 from compressor.methods.sweep import Snap
-from compressor.methods.threads import matmul, submul_
+from compressor.methods.threads import matmul, one_thread, submul_
+
+CHUNK = 1 << 21
+"""Weights that are refitted at once, so that a dozen intermediates stay small beside the matrix."""
 
 
 @dataclass
@@ -44,14 +47,6 @@ class Rows:
     mean: Tensor
     scale: Tensor
     group: int
-
-    def split(self, rows: int) -> list[Rows]:
-        """Return the same, ``rows`` of them at a time."""
-        pieces = (
-            [piece.contiguous() for piece in x.split(rows, dim=1)]  # type: ignore[no-untyped-call]
-            for x in (self.target, self.value, self.salient, self.plus, self.mean, self.scale)
-        )
-        return [Rows(*part, self.group) for part in zip(*pieces, strict=True)]
 
     def binary(self) -> Tensor:
         """Return what the signs stand for, (n, r), also where salient."""
@@ -132,8 +127,21 @@ class _Tied:
 def refit_(rows: Rows, A: Tensor, iterations: int) -> None:
     """Improve salient values, means and scales together by ``iterations`` steps of conjugate gradients.
 
-    Rows that did not gain keep what they had. ``A`` (n, n) symmetric positive definite.
+    Rows that did not gain keep what they had. ``A`` (n, n) symmetric positive definite. Some rows at a time.
     """
+    n, r = rows.target.shape
+    width = max(1, CHUNK // max(1, n))
+    for start in range(0, r, width):
+        part = slice(start, start + width)
+        fields = (rows.target, rows.value, rows.salient, rows.plus, rows.mean, rows.scale)
+        target, value, salient, plus, mean, scale = (x[:, part].contiguous() for x in fields)
+        some = Rows(target, value, salient, plus, mean, scale, rows.group)
+        _refit_(some, A, iterations)
+        rows.value[:, part], rows.plus[:, part] = some.value, some.plus
+        rows.mean[:, part], rows.scale[:, part] = some.mean, some.scale
+
+
+def _refit_(rows: Rows, A: Tensor, iterations: int) -> None:
     tied = _Tied(rows)
     n = len(rows.target)
     start = tied.project(rows.value)
@@ -184,15 +192,23 @@ def price(rows: Rows, A: Tensor, g: Tensor, grid: IntGrid | None = None) -> Tens
     """
     n = len(rows.target)
     diagonal = A.diagonal()[:, None]
-    wanted = rows.value + g / diagonal
-    distance = (wanted - spread(rows.mean, rows.group, n)).abs_().sub_(spread(rows.scale, rows.group, n)).square_()
+    wanted = (g / diagonal).add_(rows.value)
+    distance = wanted.sub(spread(rows.mean, rows.group, n)).abs_()
+    distance.sub_(spread(rows.scale, rows.group, n)).square_()
     if grid is not None:
-        distance -= (wanted - grid.snap(wanted)).square_()
+        distance -= wanted.sub_(grid.snap(wanted)).square_()
     return distance.mul_(diagonal)
 
 
 def descend_(
-    rows: Rows, A: Tensor, g: Tensor, *, snap: Snap | None = None, above: float | None = None, block: int = 128
+    rows: Rows,
+    A: Tensor,
+    g: Tensor,
+    *,
+    snap: Snap | None = None,
+    above: float | None = None,
+    by_input: bool = False,
+    block: int = 128,
 ) -> None:
     """Go through the inputs once; each row takes the value that is best for it there, means and scales as they are.
 
@@ -203,6 +219,7 @@ def descend_(
         g: `gradient`; brought up to date.
         snap: where salient weights may stand; anywhere when None.
         above: a weight becomes or stays salient where its `price` is above this; None leaves the choice as it is.
+        by_input: it does so in all rows, where the sum of its prices is above.
         block: inputs whose moves are passed on to the others together.
     """
     n, r = rows.target.shape
@@ -218,7 +235,8 @@ def descend_(
             near = torch.where(positive, mean + scale, mean - scale)
             free = wanted if snap is None else snap(j, wanted)
             if above is not None:
-                salient[j] = ((wanted - near).square_() - (wanted - free).square_()) * diagonal[j] > above
+                prices = ((wanted - near).square_() - (wanted - free).square_()).mul_(diagonal[j])
+                salient[j] = (total(prices) if by_input else prices) > above
             settled = torch.where(salient[j], free, near)
             step = torch.sub(settled, value[j], out=moved[j - a])
             value[j], plus[j] = settled, positive
@@ -229,6 +247,12 @@ def descend_(
             submul_(g[rest], A[rest, a:b], steps)
         submul_(g[a:b], A[a:b, a:b].triu(), steps)  # what lies below the diagonal was passed on at once
     rows.value, rows.salient, rows.plus = value, salient, plus
+
+
+def total(x: Tensor) -> Tensor:
+    """Return the sums (...) fp64 of ``x`` (..., r) over all rows, the same bits on any number of threads."""
+    with one_thread():
+        return x.sum(-1, dtype=torch.float64)
 
 
 def _losses(D: Tensor, AD: Tensor) -> Tensor:

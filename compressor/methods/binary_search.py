@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from compressor.methods.binary_fit import Rows, descend_, gradient, losses, price, refit_, spread
+from compressor.methods.binary_fit import Rows, descend_, gradient, losses, price, refit_, spread, total
 from compressor.methods.int_grid import IntGrid, best_grids, candidate_grids
 from compressor.methods.masks import keep_exactly
 from compressor.methods.sweep import Snap
@@ -22,7 +21,7 @@ CG_STEPS = 5
 POLISH = 2
 """Rounds of descent after everything has been rounded to what can be stored."""
 
-SHRINK = 0.5
+SHRINK = 0.75
 """Power of a row's explained share R^2 by which it is shrunk: what is left of its error then looks less like noise of
 the size of the signal, and text of another kind than the calibration's suffers less."""
 
@@ -51,92 +50,78 @@ class SalientGrids:
 
 
 def search_(
-    chunks: Sequence[Rows], A: Tensor, *, count: int | None, bits: int, rounds: int, block: int, by_input: bool = False
+    rows: Rows, A: Tensor, *, number: int | None, bits: int, rounds: int, block: int, by_input: bool = False
 ) -> None:
-    """Improve ``chunks``, all rows of a matrix some at a time, by ``rounds`` rounds under ``A`` (n, n).
+    """Improve ``rows``, all those of a matrix, by ``rounds`` rounds under ``A`` (n, n).
 
-    A round refits values, means and scales, and then moves every weight to its best sign or, with a ``count``, across
-    the border of what is salient. That border is one price for the whole matrix: what the last of ``count`` salient
-    weights gains. Exactly ``count`` are salient after each round.
+    A round refits values, means and scales, and then moves every weight to its best sign or, with a ``number``, across
+    the border of what is salient. That border is one price for the whole matrix: what the last of ``number`` salient
+    weights gains. Exactly ``number`` are salient after each round.
 
     Args:
-        count: salient weights of the matrix; None leaves them as they are.
+        number: of salient weights, or with ``by_input`` of salient inputs; None leaves them as they are.
         bits: of a salient weight.
         block: inputs whose moves are passed on to the others together.
-        by_input: whether grids are those of inputs.
+        by_input: whether an input is salient in all rows or none.
     """
     for _ in range(rounds):
-        for rows in chunks:
-            refit_(rows, A, CG_STEPS)
-        if count is None:
-            for rows in chunks:
-                descend_(rows, A, gradient(rows, A), block=block)
-        else:
-            _renew_mask_(chunks, A, count, bits, block)
-    for rows in chunks:
         refit_(rows, A, CG_STEPS)
-
-
-def _renew_mask_(chunks: Sequence[Rows], A: Tensor, count: int, bits: int, block: int) -> None:
-    grids = [None if bits >= FINE else row_grids(rows, A, bits) for rows in chunks]
-    pull = [gradient(rows, A) for rows in chunks]
-    prices = [price(rows, A, g, grid).flatten() for rows, g, grid in zip(chunks, pull, grids, strict=True)]
-    above = kth_largest(torch.cat(prices), count)
-    del prices
-    for rows, g, grid in zip(chunks, pull, grids, strict=True):
+        g = gradient(rows, A)
+        if number is None:
+            descend_(rows, A, g, block=block)
+            continue
+        grid = None if bits >= FINE or by_input else row_grids(rows, A, bits)
+        above = _kth_largest(_prices(rows, A, g, grid, by_input), number)
         snap: Snap | None = None if grid is None else SalientGrids(grid, by_input=False).snap
-        descend_(rows, A, g, above=above, snap=snap, block=block)
-    _recount_(chunks, A, pull, count)
+        descend_(rows, A, g, above=above, by_input=by_input, snap=snap, block=block)
+        _recount_(rows, _prices(rows, A, g, None, by_input), number)
+    refit_(rows, A, CG_STEPS)
 
 
-def kth_largest(x: Tensor, k: int) -> float:
-    """Return the ``k``-th largest of ``x`` (N,), infinity for 0."""
-    return float(x.kthvalue(len(x) - k + 1).values) if k else math.inf
+def _prices(rows: Rows, A: Tensor, g: Tensor, grid: IntGrid | None, by_input: bool) -> Tensor:
+    """Return the prices (n, r) of all weights, or (n, 1) of all inputs."""
+    prices = price(rows, A, g, grid)
+    return total(prices)[:, None] if by_input else prices
 
 
-def _recount_(chunks: Sequence[Rows], A: Tensor, pull: Sequence[Tensor], count: int) -> None:
-    """Make exactly ``count`` weights salient: those too many of least price become signs, or the reverse."""
-    salient = torch.cat([rows.salient for rows in chunks], dim=1)
-    surplus = int(torch.count_nonzero(salient)) - count
+def _kth_largest(x: Tensor, k: int) -> float:
+    return float(x.flatten().kthvalue(x.numel() - k + 1).values) if k else math.inf
+
+
+def _recount_(rows: Rows, prices: Tensor, number: int) -> None:
+    """Make exactly ``number`` salient: those too many of least of ``prices`` (n, r) or (n, 1) become signs, or the
+    reverse."""
+    salient = rows.salient[:, : prices.shape[1]]
+    surplus = int(torch.count_nonzero(salient)) - number
     if surplus == 0:
         return
-    prices = torch.cat([price(rows, A, g) for rows, g in zip(chunks, pull, strict=True)], dim=1)
-    prices = prices.masked_fill_(salient, math.inf) if surplus < 0 else prices.masked_fill_(~salient, -math.inf)
-    kept = keep_exactly(prices, prices, prices.numel() - count, None)
-    for rows, chosen in zip(chunks, torch.split(kept, [rows.target.shape[1] for rows in chunks], dim=1), strict=True):
-        nearest = rows.value >= spread(rows.mean, rows.group, len(rows.value))
-        rows.plus = torch.where(rows.salient & ~chosen, nearest, rows.plus)
-        rows.salient = chosen.contiguous()
-        rows.assemble_()
+    prices = prices.masked_fill(salient, math.inf) if surplus < 0 else prices.masked_fill(~salient, -math.inf)
+    chosen = keep_exactly(prices, prices, prices.numel() - number, None).expand_as(rows.salient)
+    nearest = rows.value >= spread(rows.mean, rows.group, len(rows.value))
+    rows.plus = torch.where(rows.salient & ~chosen, nearest, rows.plus)
+    rows.salient = chosen.contiguous()
+    rows.assemble_()
 
 
-def settle_(
-    chunks: Sequence[Rows], A: Tensor | None, *, bits: int, block: int, by_input: bool = False
-) -> list[SalientGrids]:
+def settle_(rows: Rows, A: Tensor | None, *, bits: int, block: int, by_input: bool = False) -> SalientGrids:
     """Shrink rows that could not be fitted well, round everything to what can be stored, and descend once more.
 
     Args:
         A: (n, n), or None where there is no data: then rows are not shrunk, and nothing moves after rounding.
 
     Returns:
-        For each chunk the grids on which its salient weights now stand; those of inputs are the same for all.
+        The grids on which the salient weights now stand.
     """
     if A is not None:
-        for rows in chunks:
-            _shrink_(rows, A)
-    if by_input:
-        common = _input_grids(chunks, bits)
-        grids = [SalientGrids(common, by_input=True)] * len(chunks)
-    else:
-        grids = [SalientGrids(row_grids(rows, A, bits), by_input=False) for rows in chunks]
-    for rows, grid in zip(chunks, grids, strict=True):
-        rows.mean, rows.scale = half(rows.mean), half(rows.scale)
-        rows.value = torch.where(rows.salient, grid.offsets(rows.value) * grid.step(), rows.value)
-        rows.assemble_()
-        if A is not None:
-            g = gradient(rows, A)
-            for _ in range(POLISH):
-                descend_(rows, A, g, snap=grid.snap, block=block)
+        _shrink_(rows, A)
+    grids = SalientGrids(_input_grids(rows, bits) if by_input else row_grids(rows, A, bits), by_input)
+    rows.mean, rows.scale = half(rows.mean), half(rows.scale)
+    rows.value = torch.where(rows.salient, grids.offsets(rows.value) * grids.step(), rows.value)
+    rows.assemble_()
+    if A is not None:
+        g = gradient(rows, A)
+        for _ in range(POLISH):
+            descend_(rows, A, g, snap=grids.snap, block=block)
     return grids
 
 
@@ -155,9 +140,9 @@ def row_grids(rows: Rows, A: Tensor | None, bits: int) -> IntGrid:
     return best_grids(kept, candidates, 1, None if A is None else A.diagonal())[0]
 
 
-def _input_grids(chunks: Sequence[Rows], bits: int) -> IntGrid:
+def _input_grids(rows: Rows, bits: int) -> IntGrid:
     """Return the grid (n,) of each input that is best for its values, where whole inputs are salient."""
-    kept = torch.cat([rows.value.masked_fill(~rows.salient, 0) for rows in chunks], dim=1).T
+    kept = rows.value.masked_fill(~rows.salient, 0).T
     return best_grids(kept, candidate_grids(kept, bits, asymmetric=False, clip=True), 1)[0]
 
 

@@ -10,7 +10,6 @@ the updated ones, and then takes turns under the Hessian (`binary_search`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,9 +26,6 @@ from compressor.methods.quantize_settings import PbLlmSettings
 from compressor.methods.result import Quantized
 from compressor.methods.statistics import InputStatistics, damped
 from compressor.methods.sweep import sweep
-
-CHUNK = 1 << 21
-"""Weights that are fitted at once, so that a dozen intermediates stay small beside the matrix."""
 
 
 def foresee(settings: PbLlmSettings, shape: tuple[int, int], dtype: str) -> dict[str, Any]:
@@ -78,51 +74,44 @@ def solve(
 
 def _fitted(weight: Tensor, stats: InputStatistics | None, settings: PbLlmSettings) -> PartialBinary:
     m, n = weight.shape
-    group, by_input = settings.width(n), settings.mask == "column"
-    hessian = settings.metric == "hessian"
+    group, by_input = max(1, settings.width(n)), settings.mask == "column"
     A = None
     if stats is None:
-        start = binary_start.alone(weight, salient=settings.salient, group=group, by_input=by_input)
+        rows = binary_start.alone(weight, salient=settings.salient, group=group, by_input=by_input)
     else:
         factor = stats.factor(settings.damp)
         A = damped(stats.hessian, factor.damp)
         W = weight.masked_fill(factor.dead, 0)
-        how: dict[str, Any] = {"salient": settings.salient, "group": group, "hessian": hessian, "block": settings.block}
-        start = binary_start.by_inputs(W, A, **how) if by_input else binary_start.swept(W, factor.upper, **how)
-    chunks = start.split(max(1, CHUNK // max(1, n)))
-    del start
-    if A is not None:
-        number = count(settings.salient, m * n) if hessian and not by_input else None
-        rounds, block = settings.rounds, settings.block
-        search_(chunks, A, count=number, bits=settings.bits, rounds=rounds, block=block)
-    grids = settle_(chunks, A, bits=settings.bits, block=settings.block, by_input=by_input)
-    return _stored(chunks, grids, group)
+        hessian, block = settings.metric == "hessian", settings.block
+        how: dict[str, Any] = {"salient": settings.salient, "group": group, "hessian": hessian, "block": block}
+        rows = binary_start.by_inputs(W, A, **how) if by_input else binary_start.swept(W, factor.upper, **how)
+        number = count(settings.salient, n if by_input else m * n) if hessian else None
+        search_(rows, A, number=number, bits=settings.bits, rounds=settings.rounds, block=block, by_input=by_input)
+    return _stored(rows, settle_(rows, A, bits=settings.bits, block=settings.block, by_input=by_input))
 
 
-def _stored(chunks: Sequence[Rows], grids: Sequence[SalientGrids], group: int) -> PartialBinary:
-    """Return the code whose value the chunks have."""
-    bits, by_input = grids[0].grid.bits, grids[0].by_input
-    signs, scale, mean, salient, codes = [], [], [], [], []
-    for rows, grid in zip(chunks, grids, strict=True):
-        signs.append((rows.plus & ~rows.salient).T)
-        scale.append(rows.scale.T.half())
-        mean.append(rows.mean.T.half())
-        salient.append(rows.salient.T)
-        codes.append((grid.offsets(rows.value) + 2 ** (bits - 1)).masked_fill_(~rows.salient, 0).T.to(torch.uint8))
-    kept = torch.cat(salient)
-    if by_input:
-        step = grids[0].grid.scale.masked_fill(~kept.any(0), 0)[None].half()
-    else:
-        step = torch.cat([grid.grid.scale for grid in grids])[:, None].half()
+def _stored(rows: Rows, grids: SalientGrids) -> PartialBinary:
+    """Return the code whose value ``rows`` have."""
+    bits = grids.grid.bits
+    codes = (grids.offsets(rows.value) + 2 ** (bits - 1)).masked_fill_(~rows.salient, 0)
+    step = grids.step().half()
     return PartialBinary(
-        torch.cat(signs), torch.cat(scale), torch.cat(mean), kept, torch.cat(codes), step, None, bits, group
+        signs=(rows.plus & ~rows.salient).T.contiguous(),
+        scale=rows.scale.T.half().contiguous(),
+        mean=rows.mean.T.half().contiguous(),
+        salient=rows.salient.T.contiguous(),
+        codes=codes.T.to(torch.uint8).contiguous(),
+        step=step.masked_fill(~rows.salient.any(1, keepdim=True), 0).T if grids.by_input else step.T,
+        zero=None,
+        bits=bits,
+        group=rows.group,
     )
 
 
 def _published(weight: Tensor, stats: InputStatistics | None, settings: PbLlmSettings) -> PartialBinary:
     """GPTQ-PB (section 3.3 of the paper, and what its code does); without ``stats`` there is no feedback."""
     m, n = weight.shape
-    group = settings.width(n)
+    group = max(1, settings.width(n))
     W, upper = weight, torch.eye(n, device=weight.device)
     if stats is not None:
         factor = stats.factor(settings.damp)
@@ -147,15 +136,15 @@ def _published(weight: Tensor, stats: InputStatistics | None, settings: PbLlmSet
     top = 2 ** (settings.bits - 1)
     codes = (offsets + grid.zero + top).T.masked_fill(low, 0).to(torch.uint8)
     return PartialBinary(
-        (signs.T & low).contiguous(),
-        scale.T.half().contiguous(),
-        mean.T.half().contiguous(),
-        ~low,
-        codes.contiguous(),
-        grid.scale[:, None].half(),
-        (grid.zero + top).to(torch.uint8),
-        settings.bits,
-        group,
+        signs=(signs.T & low).contiguous(),
+        scale=scale.T.half().contiguous(),
+        mean=mean.T.half().contiguous(),
+        salient=~low,
+        codes=codes.contiguous(),
+        step=grid.scale[:, None].half(),
+        zero=(grid.zero + top).to(torch.uint8),
+        bits=settings.bits,
+        group=group,
     )
 
 

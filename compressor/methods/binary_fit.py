@@ -20,7 +20,7 @@ from torch import Tensor
 
 from compressor.methods.int_grid import IntGrid
 from compressor.methods.sweep import Snap
-from compressor.methods.threads import matmul, one_thread, submul_
+from compressor.methods.threads import matmul, submul_
 
 CHUNK = 1 << 21
 """Weights that are refitted at once, so that a dozen intermediates stay small beside the matrix."""
@@ -207,7 +207,6 @@ def descend_(
     *,
     snap: Snap | None = None,
     above: float | None = None,
-    by_input: bool = False,
     block: int = 128,
 ) -> None:
     """Go through the inputs once; each row takes the value that is best for it there, means and scales as they are.
@@ -219,7 +218,6 @@ def descend_(
         g: `gradient`; brought up to date.
         snap: where salient weights may stand; anywhere when None.
         above: a weight becomes or stays salient where its `price` is above this; None leaves the choice as it is.
-        by_input: it does so in all rows, where the sum of its prices is above.
         block: inputs whose moves are passed on to the others together.
     """
     n, r = rows.target.shape
@@ -235,8 +233,7 @@ def descend_(
             near = torch.where(positive, mean + scale, mean - scale)
             free = wanted if snap is None else snap(j, wanted)
             if above is not None:
-                prices = ((wanted - near).square_() - (wanted - free).square_()).mul_(diagonal[j])
-                salient[j] = (total(prices) if by_input else prices) > above
+                salient[j] = ((wanted - near).square_() - (wanted - free).square_()) * diagonal[j] > above
             settled = torch.where(salient[j], free, near)
             step = torch.sub(settled, value[j], out=moved[j - a])
             value[j], plus[j] = settled, positive
@@ -247,12 +244,6 @@ def descend_(
             submul_(g[rest], A[rest, a:b], steps)
         submul_(g[a:b], A[a:b, a:b].triu(), steps)  # what lies below the diagonal was passed on at once
     rows.value, rows.salient, rows.plus = value, salient, plus
-
-
-def total(x: Tensor) -> Tensor:
-    """Return the sums (...) fp64 of ``x`` (..., r) over all rows, the same bits on any number of threads."""
-    with one_thread():
-        return x.sum(-1, dtype=torch.float64)
 
 
 def _losses(D: Tensor, AD: Tensor) -> Tensor:

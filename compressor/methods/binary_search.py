@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.methods.binary_fit import Rows, descend_, gradient, losses, price, refit_, spread, total
+from compressor.methods.binary_fit import Rows, descend_, gradient, losses, price, refit_, spread
 from compressor.methods.int_grid import IntGrid, best_grids, candidate_grids
 from compressor.methods.masks import keep_exactly
 from compressor.methods.sweep import Snap
@@ -49,9 +49,7 @@ class SalientGrids:
         return self.grid.scale[:, None] if self.by_input else self.grid.scale[None]
 
 
-def search_(
-    rows: Rows, A: Tensor, *, number: int | None, bits: int, rounds: int, block: int, by_input: bool = False
-) -> None:
+def search_(rows: Rows, A: Tensor, *, number: int | None, bits: int, rounds: int, block: int) -> None:
     """Improve ``rows``, all those of a matrix, by ``rounds`` rounds under ``A`` (n, n).
 
     A round refits values, means and scales, and then moves every weight to its best sign or, with a ``number``, across
@@ -59,10 +57,9 @@ def search_(
     weights gains. Exactly ``number`` are salient after each round.
 
     Args:
-        number: of salient weights, or with ``by_input`` of salient inputs; None leaves them as they are.
+        number: of salient weights; None leaves them as they are.
         bits: of a salient weight.
         block: inputs whose moves are passed on to the others together.
-        by_input: whether an input is salient in all rows or none.
     """
     for _ in range(rounds):
         refit_(rows, A, CG_STEPS)
@@ -70,18 +67,12 @@ def search_(
         if number is None:
             descend_(rows, A, g, block=block)
             continue
-        grid = None if bits >= FINE or by_input else row_grids(rows, A, bits)
-        above = _kth_largest(_prices(rows, A, g, grid, by_input), number)
+        grid = None if bits >= FINE else row_grids(rows, A, bits)
+        above = _kth_largest(price(rows, A, g, grid), number)
         snap: Snap | None = None if grid is None else SalientGrids(grid, by_input=False).snap
-        descend_(rows, A, g, above=above, by_input=by_input, snap=snap, block=block)
-        _recount_(rows, _prices(rows, A, g, None, by_input), number)
+        descend_(rows, A, g, above=above, snap=snap, block=block)
+        _recount_(rows, price(rows, A, g), number)
     refit_(rows, A, CG_STEPS)
-
-
-def _prices(rows: Rows, A: Tensor, g: Tensor, grid: IntGrid | None, by_input: bool) -> Tensor:
-    """Return the prices (n, r) of all weights, or (n, 1) of all inputs."""
-    prices = price(rows, A, g, grid)
-    return total(prices)[:, None] if by_input else prices
 
 
 def _kth_largest(x: Tensor, k: int) -> float:
@@ -89,17 +80,16 @@ def _kth_largest(x: Tensor, k: int) -> float:
 
 
 def _recount_(rows: Rows, prices: Tensor, number: int) -> None:
-    """Make exactly ``number`` salient: those too many of least of ``prices`` (n, r) or (n, 1) become signs, or the
+    """Make exactly ``number`` weights salient: those too many of least ``prices`` (n, r) become signs, or the
     reverse."""
-    salient = rows.salient[:, : prices.shape[1]]
-    surplus = int(torch.count_nonzero(salient)) - number
+    surplus = int(torch.count_nonzero(rows.salient)) - number
     if surplus == 0:
         return
-    prices = prices.masked_fill(salient, math.inf) if surplus < 0 else prices.masked_fill(~salient, -math.inf)
-    chosen = keep_exactly(prices, prices, prices.numel() - number, None).expand_as(rows.salient)
+    prices = prices.masked_fill(rows.salient, math.inf) if surplus < 0 else prices.masked_fill(~rows.salient, -math.inf)
+    chosen = keep_exactly(prices, prices, prices.numel() - number, None)
     nearest = rows.value >= spread(rows.mean, rows.group, len(rows.value))
     rows.plus = torch.where(rows.salient & ~chosen, nearest, rows.plus)
-    rows.salient = chosen.contiguous()
+    rows.salient = chosen
     rows.assemble_()
 
 

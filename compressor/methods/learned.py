@@ -5,10 +5,13 @@ A learner starts exactly at the code it is given, and `finish` gives a code of t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from compressor.formats.group_int import GroupInt, portable_scale
+from compressor.formats.partial_binary import PartialBinary
 from compressor.formats.trit_planes import TritPlanes, trit_combinations
 
 INSIDE = 0.45  # of a step: how far from a code's own value its latent weight may start
@@ -119,3 +122,64 @@ class TritLearner:
             order = scale.abs().argsort(dim=0, descending=True, stable=True)
             trits = torch.where(self._spread(scale) < 0, -trits, trits).gather(0, self._spread(order))
             return TritPlanes(trits, scale.abs().gather(0, order), self.code.group)
+
+
+class SignLearner:
+    """Partial binarization: signs of latent weights, which are learned as means and scales are; salient weights rest.
+
+    (The training of PB-LLM, arXiv 2310.00034, section 3.4, block by block. There scales follow from the latent weights
+    in closed form; learning them gave less loss.)
+    """
+
+    def __init__(self, code: PartialBinary, weight: Tensor) -> None:
+        """Start at ``code``, made from ``weight`` (m, n) fp32."""
+        self.code = code
+        value = code.dense().to(weight.device)
+        self.salient = code.salient.to(weight.device)
+        self.still = value.masked_fill(~self.salient, 0)
+        self.scale = code.scale.to(weight.device).float()
+        self.mean = torch.zeros_like(self.scale) if code.mean is None else code.mean.to(weight.device).float()
+        signs = code.signs.to(weight.device)
+        # A weight on the other side of its mean starts a little on the side of its sign.
+        inside = torch.where(signs, 1.0, -1.0) * INSIDE * self._spread(self.scale)
+        centre = self._spread(self.mean)
+        agrees = (weight >= centre) == signs
+        self.latent = torch.where(agrees, weight, centre + inside)
+        wrong = self._signs() != torch.where(signs, 1.0, -1.0)  # a scale of zero
+        self.latent = torch.where(wrong, centre - 1e-6, self.latent)
+
+    def _spread(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(self.code.group, dim=1)[:, : self.salient.shape[1]]
+
+    def _halves(self) -> tuple[Tensor, Tensor]:
+        """Mean and scale (m, G) as they are stored, differentiable straight through."""
+        mean = self.mean if self.code.mean is None else through(self.mean.detach().half().float(), self.mean)
+        return mean, through(self.scale.detach().half().float(), self.scale)
+
+    def _signs(self) -> Tensor:
+        with torch.no_grad():
+            return torch.where(self.latent >= self._spread(self._halves()[0]), 1.0, -1.0)
+
+    def parameters(self) -> list[tuple[Tensor, float]]:
+        """Latent weights (m, n), scales and means (m, G), each at a pace that fits its size."""
+        size = float(self.scale.abs().mean())
+        learned = [(self.latent, size), (self.scale, SCALE_PACE * size)]
+        return learned if self.code.mean is None else [*learned, (self.mean, SCALE_PACE * size)]
+
+    def weight(self) -> Tensor:
+        """The weight (m, n)."""
+        mean, scale = self._halves()
+        value = self._signs() * self._spread(scale) + self._spread(mean)
+        return torch.where(self.salient, self.still, value + (self.latent - self.latent.detach()))
+
+    def finish(self) -> PartialBinary:
+        """The code at the present parameters; scales are not negative."""
+        with torch.no_grad():
+            mean, scale = self._halves()
+            signs = ((self._signs() > 0) ^ (self._spread(scale) < 0)) & ~self.salient
+            return replace(
+                self.code,
+                signs=signs,
+                scale=scale.abs().half(),
+                mean=None if self.code.mean is None else mean.half(),
+            )

@@ -33,10 +33,10 @@ def foresee(settings: PbLlmSettings, shape: tuple[int, int], dtype: str) -> dict
     m, n = shape
     by_input = settings.mask == "column"
     if by_input:
-        inputs = count(settings.salient, n)
+        inputs = count(settings.share, n)
         mask = {"nnz": m * inputs, "mask": {0: "none", n: "all"}.get(inputs, "inputs")}
     else:
-        mask = foreseen_mask(m, n, count(settings.salient, m * n))
+        mask = foreseen_mask(m, n, count(settings.share, m * n))
     return {
         "format": "partial-binary",
         "shape": [m, n],
@@ -77,16 +77,16 @@ def _fitted(weight: Tensor, stats: InputStatistics | None, settings: PbLlmSettin
     group, by_input = max(1, settings.width(n)), settings.mask == "column"
     A = None
     if stats is None:
-        rows = binary_start.alone(weight, salient=settings.salient, group=group, by_input=by_input)
+        rows = binary_start.alone(weight, salient=settings.share, group=group, by_input=by_input)
     else:
         factor = stats.factor(settings.damp)
         A = damped(stats.hessian, factor.damp)
         W = weight.masked_fill(factor.dead, 0)
         hessian, block = settings.metric == "hessian", settings.block
-        how: dict[str, Any] = {"salient": settings.salient, "group": group, "hessian": hessian, "block": block}
+        how: dict[str, Any] = {"salient": settings.share, "group": group, "hessian": hessian, "block": block}
         rows = binary_start.by_inputs(W, A, **how) if by_input else binary_start.swept(W, factor.upper, **how)
-        number = count(settings.salient, n if by_input else m * n) if hessian else None
-        search_(rows, A, number=number, bits=settings.bits, rounds=settings.rounds, block=block, by_input=by_input)
+        number = count(settings.share, m * n) if hessian and not by_input else None
+        search_(rows, A, number=number, bits=settings.bits, rounds=settings.rounds, block=block)
     return _stored(rows, settle_(rows, A, bits=settings.bits, block=settings.block, by_input=by_input))
 
 
@@ -157,6 +157,6 @@ def _published_low(W: Tensor, diagonal: Tensor, settings: PbLlmSettings, group: 
         score = W[:, part].abs() if settings.metric == "magnitude" else (W[:, part] / diagonal[part]).square()
         if settings.mask == "column":
             score = score.sum(0, keepdim=True)
-        place = min(int(score.numel() * (1 - settings.salient)), score.numel() - 1)
+        place = min(int(score.numel() * (1 - settings.share)), score.numel() - 1)
         low[:, part] = score <= score.flatten().sort().values[place]
     return low

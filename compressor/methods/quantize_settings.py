@@ -87,7 +87,12 @@ class TritPlanesSettings(QuantizeSettings):
 class PbLlmSettings(QuantizeSettings):
     """Partial binarization (PB-LLM): a few salient weights as integers, of all others only a sign."""
 
-    salient: float = Field(0.1, ge=0, lt=1, description="share of the weights, or of the inputs, that stay integers")
+    salient: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the weights, or of the inputs, that stay integers (default: 0.1, with --mask column 0.16)",
+    )
     salient_bits: Literal[4, 8] | None = Field(
         None, description="bits of a salient weight (default: 8, with --mask column 4)"
     )
@@ -105,6 +110,13 @@ class PbLlmSettings(QuantizeSettings):
     )
 
     @property
+    def share(self) -> float:
+        """Share of the weights, or of the inputs, that are salient."""
+        if self.salient is not None:
+            return self.salient
+        return 0.16 if self.mask == "column" else 0.1
+
+    @property
     def bits(self) -> int:
         """Bits of a salient weight."""
         return self.salient_bits or (4 if self.mask == "column" else 8)
@@ -112,7 +124,7 @@ class PbLlmSettings(QuantizeSettings):
     def label(self, method: str) -> str:
         """What was asked for, in a few words."""
         what = " of inputs" if self.mask == "column" else ""
-        told = f"{method} {100 * self.salient:g}%{what} {self.bits}-bit g{self.group}"
+        told = f"{method} {100 * self.share:g}%{what} {self.bits}-bit g{self.group}"
         return told + ("" if self.fit == "default" else f" {self.fit}")
 
 

@@ -8,13 +8,13 @@ from torch import Tensor
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.skeleton import Linear
 from compressor.engine.tune import Learner, tune
-from compressor.formats import GroupInt, TritPlanes
-from compressor.methods.learned import FlexRoundLearner, TritLearner
+from compressor.formats import GroupInt, PartialBinary, TritPlanes
+from compressor.methods.learned import FlexRoundLearner, SignLearner, TritLearner
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.run.recipe import Stage
 from compressor.run.transform import BlockWork, install
 
-LEARNERS: dict[type, type] = {GroupInt: FlexRoundLearner, TritPlanes: TritLearner}
+LEARNERS: dict[type, type] = {GroupInt: FlexRoundLearner, TritPlanes: TritLearner, PartialBinary: SignLearner}
 
 
 def tune_stage(

@@ -91,7 +91,7 @@ class PbLlmSettings(QuantizeSettings):
         None,
         ge=0,
         lt=1,
-        description="share of the weights, or of the inputs, that stay integers (default: 0.1, with --mask column 0.16)",
+        description="share of the weights, or inputs, that stay integers (default: 0.1, with --mask column 0.16)",
     )
     salient_bits: Literal[4, 8] | None = Field(
         None, description="bits of a salient weight (default: 8, with --mask column 4)"

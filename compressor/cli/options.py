@@ -11,6 +11,9 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+ALSO = {"tune-steps": ("qat-steps",)}
+"""Flag -> its other names."""
+
 
 def option(name: str, info: FieldInfo, *, flag: str | None = None, note: str = "", panel: str) -> inspect.Parameter:
     """One option for one settings field. Its default is ``None``: not given, so that the settings' own default counts.
@@ -23,11 +26,12 @@ def option(name: str, info: FieldInfo, *, flag: str | None = None, note: str = "
     annotation = _plain(info.annotation)
     flag = flag or name.replace("_", "-")
     declaration = f"--{flag}/--no-{flag}" if annotation is bool else f"--{flag}"
+    also = [f"--{other}" for other in ALSO.get(flag, ())]
     default = "" if info.default in (None, ()) or info.is_required() else f" (default: {_shown(info.default)})"
     text = f"{info.description or ''}{note}{default}"
     repeated = get_origin(annotation) is tuple
     kind: Any = list[get_args(annotation)[0]] if repeated else annotation  # type: ignore[misc]
-    settings = typer.Option(declaration, help=text, rich_help_panel=panel, show_default=False)
+    settings = typer.Option(declaration, *also, help=text, rich_help_panel=panel, show_default=False)
     annotated = Annotated[Optional[kind], settings]  # noqa: UP045  # built at run time
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotated)
 

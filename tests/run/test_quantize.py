@@ -25,6 +25,10 @@ STAGES: list[dict[str, Any]] = [
     {"method": "gptq", "bits": 8, "group": "row"},
     {"method": "trit-planes", "planes": 2, "group": 16},
     {"method": "trit-planes", "planes": 1, "fit": "paper", "group": 20},
+    {"method": "pb-llm", "group": 16},
+    {"method": "pb-llm", "group": 20, "salient": 0.14, "salient_bits": 4},
+    {"method": "pb-llm", "group": 16, "mask": "column"},
+    {"method": "pb-llm", "group": "row", "fit": "paper", "metric": "magnitude"},
 ]
 STOCK = ("rtn", "gptq")
 
@@ -105,7 +109,7 @@ def test_transposed_layers_stay_in_our_own_folder(calibration: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3_moe", "phi3", "neox"])
-@pytest.mark.parametrize("method", ["gptq", "trit-planes"])
+@pytest.mark.parametrize("method", ["gptq", "trit-planes", "pb-llm"])
 def test_other_families_reload(family: str, method: str, calibration: Path, tmp_path: Path) -> None:
     source = tiny_models.save(tiny_models.random_model(family), tmp_path / "model")
     recipe = quantized({"method": method, "group": 16}, calibration, verify=True)
@@ -200,9 +204,20 @@ def test_codes_are_final(half: Path, calibration: Path, tmp_path: Path) -> None:
             tiny_models.run_recipe(tiny_models.recipe_for(calibration, stage), tmp_path / "out", tmp_path / "again")
 
 
+def test_signs_are_refused_on_what_is_pruned(half: Path, calibration: Path, tmp_path: Path) -> None:
+    prune, signs = {"prune": {"method": "wanda"}}, {"quantize": {"method": "pb-llm", "group": 16}}
+    with pytest.raises(UserError, match="a sign cannot say zero"):
+        tiny_models.recipe_for(calibration, prune, signs)
+    tiny_models.run_recipe(tiny_models.recipe_for(calibration, prune), half, tmp_path / "pruned")
+    with pytest.raises(UserError, match="pb-llm cannot say zero"):
+        tiny_models.run_recipe(tiny_models.recipe_for(calibration, signs), tmp_path / "pruned", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 LEARNED = [
     {"method": "rtn", "bits": 3, "group": 16, "tune_steps": 30, "tune_rate": 0.02},
     {"method": "trit-planes", "planes": 1, "group": 16, "tune_steps": 30, "tune_rate": 0.02},
+    {"method": "pb-llm", "group": 16, "tune_steps": 30, "tune_rate": 0.02},
 ]
 
 
@@ -251,7 +266,7 @@ def test_killed_while_learning_and_resumed(
     )
 
 
-@pytest.mark.parametrize("stage", [STAGES[2], STAGES[4], *LEARNED], ids=name_of)
+@pytest.mark.parametrize("stage", [STAGES[2], STAGES[4], STAGES[6], *LEARNED], ids=name_of)
 def test_threads_do_not_matter(stage: dict[str, Any], calibration: Path, tmp_path: Path) -> None:
     model = tiny_models.random_model("llama", hidden_size=128, intermediate_size=192, dtype=torch.bfloat16)
     source = tiny_models.save(model, tmp_path / "model")

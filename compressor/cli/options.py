@@ -31,7 +31,8 @@ def option(
     declaration = f"--{flag}/--no-{flag}" if annotation is bool else f"--{flag}"
     also = [f"--{other}" for other in ALSO.get(flag, ())]
     default = "" if info.default in (None, ()) or info.is_required() else f" (default: {_shown(info.default)})"
-    text = f"{about or info.description or ''}{note}{default}"
+    other = f" (also {', '.join(also)})" if also else ""  # the column of flags may be too narrow for two
+    text = f"{about or info.description or ''}{other}{note}{default}"
     repeated = get_origin(annotation) is tuple
     kind: Any = list[get_args(annotation)[0]] if repeated else annotation  # type: ignore[misc]
     settings = typer.Option(declaration, *also, help=text, rich_help_panel=panel, show_default=False)

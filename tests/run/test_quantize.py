@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +143,31 @@ def test_pruned_weights_stay_zero(
         zero = before.read(f"{linear.name}.weight") == 0
         assert zero.float().mean() > 0.4
         assert not after.read(f"{linear.name}.weight")[zero].any()
+
+
+@pytest.mark.parametrize("stage", [STAGES[6], STAGES[8]], ids=name_of)
+def test_the_reader_file_alone_reads_signs(
+    stage: dict[str, Any], llama: Path, calibration: Path, tmp_path: Path
+) -> None:
+    """The other loading route, in a process that never imports the package: the logits are the engine's."""
+    tiny_models.run_recipe(quantized(stage, calibration), llama, tmp_path / "out")
+    ids = tiny_models.random_ids(2)
+    torch.save(ids, tmp_path / "ids.pt")
+    code = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1] + "/out", trust_remote_code=True)
+assert not any(name.split(".")[0] == "compressor" for name in sys.modules)
+with torch.no_grad():
+    torch.save(model(torch.load(sys.argv[1] + "/ids.pt")).logits, sys.argv[1] + "/logits.pt")
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = tiny_models.streamed_logits(tmp_path / "out", ids)
+    assert torch.allclose(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5)
 
 
 def test_a_chain_by_recipe_is_the_chain_by_hand(half: Path, calibration: Path, tmp_path: Path) -> None:

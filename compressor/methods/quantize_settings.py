@@ -108,6 +108,7 @@ class PbLlmSettings(QuantizeSettings):
     rounds: int = Field(
         5, ge=0, description="rounds in which values, signs and salience are fitted, after the sweep (default fit)"
     )
+    tune_rate: float = Field(15e-3, gt=0, lt=1, description="tune: learning rate, relative to the size of a weight")
 
     @property
     def share(self) -> float:

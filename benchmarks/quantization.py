@@ -24,6 +24,11 @@ ROWS: dict[str, dict[str, Any]] = {
     **{f"trit-planes K={k} paper": {"method": "trit-planes", "planes": k, "fit": "paper"} for k in (1, 2, 3)},
     "trit-planes K=2 learned": {"method": "trit-planes", "planes": 2, "tune_steps": 200},
     **{f"gptq {bits}-bit learned": {"method": "gptq", "bits": bits, "tune_steps": 200} for bits in (2, 3, 4)},
+    "pb-llm 10 %": {"method": "pb-llm"},
+    "pb-llm 10 % paper": {"method": "pb-llm", "fit": "paper"},
+    "pb-llm 14 % 4-bit": {"method": "pb-llm", "salient": 0.14, "salient_bits": 4},
+    "pb-llm columns": {"method": "pb-llm", "mask": "column"},
+    "pb-llm 10 % learned": {"method": "pb-llm", "tune_steps": 400},
     "trit-planes K=2 data-free": {"method": "trit-planes", "planes": 2, "fit": "data-free"},
 }
 

@@ -12,6 +12,7 @@ from benchmarks.sections import machine_line, table
 Results = Sequence[dict[str, Any]]
 TRIT_TARGET = 0.4  # of the published fit's loss, at the same bytes
 WORTH_A_RATIO = 0.02  # nats; below, two losses differ by chance
+BINARY_TARGETS = {"pb-llm 10 %": 0.6, "pb-llm columns": 1.0, "pb-llm 10 % learned": 0.35}  # of the published fit's
 NEAR_DENSE = 1.025  # perplexity of three planes against dense
 
 
@@ -96,6 +97,7 @@ def verdicts(found: dict[str, dict[str, Any]], calibration: str) -> list[str]:
         *(ratio_sentence(found, f"gptq {b}-bit learned", f"gptq {b}-bit", None) for b in (2, 3, 4)),
         ratio_sentence(found, "trit-planes K=2 learned", "trit-planes K=2 paper", TRIT_TARGET),
         near_dense_sentence(found, "trit-planes K=3"),
+        *(ratio_sentence(found, row, "pb-llm 10 % paper", target) for row, target in BINARY_TARGETS.items()),
     ]
     return [sentence for sentence in sentences if sentence]
 

@@ -11,23 +11,31 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+ALSO = {"tune-steps": ("qat-steps",)}
+"""Flag -> its other names."""
 
-def option(name: str, info: FieldInfo, *, flag: str | None = None, note: str = "", panel: str) -> inspect.Parameter:
+
+def option(
+    name: str, info: FieldInfo, *, flag: str | None = None, about: str | None = None, note: str = "", panel: str
+) -> inspect.Parameter:
     """One option for one settings field. Its default is ``None``: not given, so that the settings' own default counts.
 
     Args:
         flag: the flag without dashes, where it is not the field's name.
-        note: added to the field's description.
+        about: what it is for; by default the field's description.
+        note: added to it.
         panel: heading in the help.
     """
     annotation = _plain(info.annotation)
     flag = flag or name.replace("_", "-")
     declaration = f"--{flag}/--no-{flag}" if annotation is bool else f"--{flag}"
+    also = [f"--{other}" for other in ALSO.get(flag, ())]
     default = "" if info.default in (None, ()) or info.is_required() else f" (default: {_shown(info.default)})"
-    text = f"{info.description or ''}{note}{default}"
+    other = f" (also {', '.join(also)})" if also else ""  # the column of flags may be too narrow for two
+    text = f"{about or info.description or ''}{other}{note}{default}"
     repeated = get_origin(annotation) is tuple
     kind: Any = list[get_args(annotation)[0]] if repeated else annotation  # type: ignore[misc]
-    settings = typer.Option(declaration, help=text, rich_help_panel=panel, show_default=False)
+    settings = typer.Option(declaration, *also, help=text, rich_help_panel=panel, show_default=False)
     annotated = Annotated[Optional[kind], settings]  # noqa: UP045  # built at run time
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotated)
 
@@ -61,12 +69,17 @@ def method_options(classes: Mapping[str, type[BaseModel]], panel: str) -> list[i
             users = [method for method, other in classes.items() if name in other.model_fields]
             common = len(users) == len(classes)
             note = "" if common else f" ({', '.join(users)} only)"
+            meanings = list(dict.fromkeys(classes[method].model_fields[name].description for method in users))
+            about = None
+            if len(meanings) > 1 and not common:
+                about = "; ".join(f"{m}: {classes[m].model_fields[name].description}" for m in users)
+                note = ""
             shared = base.model_fields[name] if common and name in base.model_fields else info
             differ = [method for method in users if classes[method].model_fields[name].default != shared.default]
             if differ:
                 default = classes[differ[0]].model_fields[name].default
                 note += f" (default for {', '.join(differ)}: {_shown(default)})"
-            out.append(option(name, shared, note=note, panel=panel))
+            out.append(option(name, shared, about=about, note=note, panel=panel))
     return out
 
 

@@ -80,7 +80,7 @@ quantize = _command(
     QUANTIZE_METHODS,
     "gptq",
     "Quantization",
-    """Store weights in few bits: integers, or sums of trit planes.
+    """Store weights in few bits: integers, sums of trit planes, or signs and a few integers.
 
     By default 4-bit integers by GPTQ, written so that transformers and vLLM load them without compressor. The result is
     evaluated on text that was not calibrated on, set beside plain rounding of the same size, reloaded in a fresh

@@ -5,6 +5,7 @@ from __future__ import annotations
 from compressor.formats.dense import Dense
 from compressor.formats.group_int import GroupInt
 from compressor.formats.low_rank import LowRank
+from compressor.formats.partial_binary import PartialBinary
 from compressor.formats.parts import Layout, Spec
 from compressor.formats.registry import FORMATS, Format, format_of, nbytes, tensor_name
 from compressor.formats.representation import Masked, Representation, SparseInt, choose, pack, unpack
@@ -20,6 +21,7 @@ __all__ = [
     "Layout",
     "LowRank",
     "Masked",
+    "PartialBinary",
     "Representation",
     "ScaledBinary",
     "SparseInt",

@@ -13,6 +13,7 @@ from compressor.formats.dense import layout_dense, unpack_dense
 from compressor.formats.group_int import layout_group_int, unpack_group_int
 from compressor.formats.low_rank import layout_low_rank, unpack_low_rank
 from compressor.formats.nm import layout_nm, unpack_nm
+from compressor.formats.partial_binary import layout_partial_binary, unpack_partial_binary
 from compressor.formats.parts import Layout, Spec
 from compressor.formats.scaled_binary import layout_scaled_binary, unpack_scaled_binary
 from compressor.formats.sparse_int import layout_sparse_int, unpack_sparse_int
@@ -40,6 +41,7 @@ FORMATS: dict[str, Format] = {
     "sparse-int": Format(unpack_sparse_int, layout_sparse_int),
     "group-int": Format(unpack_group_int, layout_group_int),
     "trit-planes": Format(unpack_trit_planes, layout_trit_planes),
+    "partial-binary": Format(unpack_partial_binary, layout_partial_binary),
     "scaled-binary": Format(unpack_scaled_binary, layout_scaled_binary),
     "low-rank": Format(unpack_low_rank, layout_low_rank),
     "sum": Format(unpack_sum, layout_sum),

@@ -14,6 +14,7 @@ from compressor.formats.dense import Dense
 from compressor.formats.group_int import GroupInt
 from compressor.formats.low_rank import LowRank
 from compressor.formats.nm import nm_kept, pack_nm, unpack_nm
+from compressor.formats.partial_binary import PartialBinary
 from compressor.formats.parts import Spec, check_mask, dtype_name
 from compressor.formats.registry import format_of, nbytes
 from compressor.formats.scaled_binary import ScaledBinary
@@ -70,11 +71,12 @@ class SparseInt:
         }
 
 
-Representation = Dense | Masked | SparseInt | GroupInt | TritPlanes | ScaledBinary | LowRank | Sum
+Representation = Dense | Masked | SparseInt | GroupInt | TritPlanes | PartialBinary | ScaledBinary | LowRank | Sum
 
-CODED: dict[str, type[GroupInt | TritPlanes | ScaledBinary | LowRank | Sum]] = {
+CODED: dict[str, type[GroupInt | TritPlanes | PartialBinary | ScaledBinary | LowRank | Sum]] = {
     "group-int": GroupInt,
     "trit-planes": TritPlanes,
+    "partial-binary": PartialBinary,
     "scaled-binary": ScaledBinary,
     "low-rank": LowRank,
     "sum": Sum,
@@ -120,7 +122,7 @@ def pack(representation: Representation, dtype: torch.dtype) -> tuple[dict[str, 
     spec = representation.spec(dtype)
     if isinstance(representation, Dense | GroupInt | Sum):
         return spec, representation.parts(dtype)
-    if isinstance(representation, TritPlanes | ScaledBinary | LowRank):
+    if isinstance(representation, TritPlanes | PartialBinary | ScaledBinary | LowRank):
         return spec, representation.parts()
     if isinstance(representation, SparseInt):
         r = representation

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from compressor.formats.group_int import GroupInt, layout_group_int
 from compressor.formats.low_rank import LowRank, layout_low_rank, parts_below
+from compressor.formats.partial_binary import PartialBinary, layout_partial_binary
 from compressor.formats.parts import Layout, Spec, dtype_name, matrix_shape, parse_dtype
 from compressor.formats.scaled_binary import ScaledBinary, layout_scaled_binary
 from compressor.formats.trit_planes import TritPlanes, layout_trit_planes
 
-Base = GroupInt | TritPlanes | ScaledBinary
+Base = GroupInt | TritPlanes | PartialBinary | ScaledBinary
 BASES: Final[dict[str, tuple[type[Base], Callable[[Spec], Layout]]]] = {
     "group-int": (GroupInt, layout_group_int),
     "trit-planes": (TritPlanes, layout_trit_planes),
+    "partial-binary": (PartialBinary, layout_partial_binary),
     "scaled-binary": (ScaledBinary, layout_scaled_binary),
 }
 """Format of a base -> its class, and its layout on paper."""

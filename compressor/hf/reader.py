@@ -22,6 +22,8 @@ READER_MODULES = (
     "formats/group_int.py",
     "formats/trits.py",
     "formats/trit_planes.py",
+    "formats/mask_codes.py",
+    "formats/partial_binary.py",
     "formats/scaled_binary.py",
     "formats/low_rank.py",
     "formats/sum.py",

@@ -14,6 +14,7 @@ from torch import Tensor
 from compressor.formats.dense import Dense
 from compressor.formats.group_int import GroupInt, portable_scale
 from compressor.formats.low_rank import FACTOR_DTYPE, LowRank
+from compressor.formats.partial_binary import PartialBinary
 from compressor.formats.scaled_binary import ScaledBinary
 from compressor.formats.sum import Sum
 from compressor.formats.trit_planes import TritPlanes, trit_combinations
@@ -21,6 +22,9 @@ from compressor.formats.trit_planes import TritPlanes, trit_combinations
 INSIDE = 0.45  # of a step: how far from a code's own value its latent weight may start
 FACTOR_PACE = 1.0
 SCALE_PACE = 0.1  # scales act on whole groups, and learn more slowly
+
+SMALLEST_REACH = 1e-6
+"""How far at least from its mean a latent weight starts whose group has no scale."""
 
 
 def through(value: Tensor, latent: Tensor) -> Tensor:
@@ -236,3 +240,69 @@ class TritLearner:
             order = scale.abs().argsort(dim=0, descending=True, stable=True)
             trits = torch.where(self._spread(scale) < 0, -trits, trits).gather(0, self._spread(order))
             return TritPlanes(trits, scale.abs().gather(0, order), self.code.group)
+
+
+class SignLearner:
+    """Partial binarization: signs of latent weights, which are learned; salient weights rest.
+
+    Means and scales follow from the latent weights in closed form (PB-LLM, arXiv 2310.00034, section 3.4: a scale is
+    the mean distance from the mean), except that they keep the difference and the ratio to it that they started with.
+    (Learning them as well was tried: it gave more loss.)
+    """
+
+    def __init__(self, code: PartialBinary, weight: Tensor) -> None:
+        """Start at ``code``, made from ``weight`` (m, n) fp32."""
+        self.code = code
+        self.salient = code.salient.to(weight.device)
+        self.still = code.dense().to(weight.device).masked_fill(~self.salient, 0)
+        self.binary = (~self.salient).float()
+        self.count = self._sums(self.binary).clamp(min=1)
+        scale = code.scale.to(weight.device).float()
+        mean = torch.zeros_like(scale) if code.mean is None else code.mean.to(weight.device).float()
+        signs, centre = code.signs.to(weight.device), self._spread(mean)
+        # A weight on the other side of its mean starts a little on the side of its sign.
+        inside = (INSIDE * self._spread(scale)).clamp(min=SMALLEST_REACH)
+        side = torch.where(signs, centre + inside, centre - inside)
+        self.latent = torch.where((weight >= centre) == signs, weight, side)
+        self.shift, self.ratio = torch.zeros_like(mean), torch.ones_like(scale)
+        first_mean, first_scale = self._closed()
+        self.shift = mean - first_mean
+        self.ratio = torch.where(first_scale > 0, scale / first_scale.clamp(min=torch.finfo(scale.dtype).tiny), 1.0)
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """Sums (m, G) of ``x`` (m, n) over groups."""
+        short = -x.shape[1] % self.code.group
+        return torch.nn.functional.pad(x, (0, short)).view(len(x), -1, self.code.group).sum(2)
+
+    def _spread(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(self.code.group, dim=1)[:, : self.salient.shape[1]]
+
+    def _closed(self) -> tuple[Tensor, Tensor]:
+        """Means and scales (m, G), not yet rounded."""
+        mean = self._sums(self.latent * self.binary) / self.count
+        scale = self._sums((self.latent - self._spread(mean)).abs() * self.binary) / self.count
+        return mean + self.shift, scale * self.ratio
+
+    def _halves(self) -> tuple[Tensor, Tensor]:
+        """Means and scales (m, G) as they are stored, differentiable straight through."""
+        mean, scale = self._closed()
+        mean = torch.zeros_like(mean) if self.code.mean is None else mean
+        return through(mean.detach().half().float(), mean), through(scale.detach().half().float(), scale)
+
+    def parameters(self) -> list[tuple[Tensor, float]]:
+        """Latent weights (m, n), at a pace that fits their size."""
+        return [(self.latent, float(self.code.scale.float().mean()))]
+
+    def weight(self) -> Tensor:
+        """The weight (m, n)."""
+        mean, scale = (self._spread(x) for x in self._halves())
+        value = torch.where(self.latent >= mean, scale, -scale) + mean
+        return torch.where(self.salient, self.still, value + (self.latent - self.latent.detach()))
+
+    def finish(self) -> PartialBinary:
+        """The code at the present parameters."""
+        with torch.no_grad():
+            mean, scale = self._halves()
+            signs = (self.latent >= self._spread(mean)) & ~self.salient
+            stored = None if self.code.mean is None else mean.half()
+            return replace(self.code, signs=signs, scale=scale.half(), mean=stored)

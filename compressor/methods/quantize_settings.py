@@ -152,6 +152,51 @@ class Ptq161Settings(QuantizeSettings):
         return f"{method} {100 * self.salient:g}% {self.bits}-bit{fit}{self.extras}"
 
 
+class PbLlmSettings(QuantizeSettings):
+    """Partial binarization (PB-LLM): a few salient weights as integers, of all others only a sign."""
+
+    salient: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the weights, or inputs, that stay integers (default: 0.1, with --mask column 0.16)",
+    )
+    salient_bits: Literal[4, 8] | None = Field(
+        None, description="bits of a salient weight (default: 8, with --mask column 4)"
+    )
+    metric: Literal["magnitude", "hessian"] = Field(
+        "hessian", description="what makes a weight salient: its size, or what a sign would cost at the output"
+    )
+    mask: Literal["unstructured", "column"] = Field(
+        "unstructured", description="what is salient: any weights, or whole inputs, whose places take no room"
+    )
+    fit: Literal["default", "paper"] = Field(
+        "default", description="default: fitted to the inputs by turns; paper: as published, defects included"
+    )
+    rounds: int = Field(
+        5, ge=0, description="rounds in which values, signs and salience are fitted, after the sweep (default fit)"
+    )
+    tune_rate: float = Field(15e-3, gt=0, lt=1, description="tune: learning rate, relative to the size of a weight")
+
+    @property
+    def share(self) -> float:
+        """Share of the weights, or of the inputs, that are salient."""
+        if self.salient is not None:
+            return self.salient
+        return 0.16 if self.mask == "column" else 0.1
+
+    @property
+    def bits(self) -> int:
+        """Bits of a salient weight."""
+        return self.salient_bits or (4 if self.mask == "column" else 8)
+
+    def label(self, method: str) -> str:
+        """What was asked for, in a few words."""
+        what = " of inputs" if self.mask == "column" else ""
+        told = f"{method} {100 * self.share:g}%{what} {self.bits}-bit g{self.group}"
+        return told + ("" if self.fit == "default" else f" {self.fit}") + self.extras
+
+
 class GroupIntSettings(QuantizeSettings):
     """What gptq and rtn have in common: integers in groups."""
 
@@ -237,6 +282,7 @@ QUANTIZE_METHODS: dict[str, type[QuantizeSettings]] = {
     "awq": AwqSettings,
     "flexround": FlexRoundSettings,
     "gptq": GptqSettings,
+    "pb-llm": PbLlmSettings,
     "ptq161": Ptq161Settings,
     "rtn": RtnSettings,
     "trit-planes": TritPlanesSettings,

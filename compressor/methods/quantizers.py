@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from compressor.errors import UserError
-from compressor.methods import awq, gptq, ptq161, round_nearest, trit_planes
+from compressor.methods import awq, gptq, pb_llm, ptq161, round_nearest, trit_planes
 from compressor.methods.correction import corrected, foresee_correction
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.methods.result import Quantize, Quantized
@@ -33,6 +33,7 @@ QUANTIZERS: Final[dict[str, Quantizer]] = {
     "awq": Quantizer(awq.solve, awq.foresee),
     "flexround": Quantizer(round_nearest.solve, round_nearest.foresee),  # the learning comes after, block by block
     "gptq": Quantizer(gptq.solve, gptq.foresee),
+    "pb-llm": Quantizer(pb_llm.solve, pb_llm.foresee),
     "ptq161": Quantizer(ptq161.solve, ptq161.foresee),
     "rtn": Quantizer(round_nearest.solve, round_nearest.foresee),
     "trit-planes": Quantizer(trit_planes.solve, trit_planes.foresee),

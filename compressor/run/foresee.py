@@ -13,7 +13,7 @@ from compressor.formats.parts import dtype_name
 from compressor.methods.masks import count
 from compressor.methods.quantizers import foresee
 from compressor.methods.settings import PruneSettings
-from compressor.run.recipe import Stage
+from compressor.run.recipe import WITHOUT_ZERO, Stage
 
 MASKS = ("bitmask", "nm")
 """Formats whose values can be worked on: a mask, and the kept weights as they were."""
@@ -51,6 +51,8 @@ def violations(stage: Stage, linear: Linear, packed: Mapping[str, Any] | None, *
         return [f"{linear.name} is already quantized ({packed['format']}) and cannot be {done}; start from its source"]
     settings = stage.settings_of(linear.name)
     if not isinstance(settings, PruneSettings):
+        if packed is not None and stage.name in WITHOUT_ZERO:
+            return [f"{linear.name} is pruned, and {stage.name} cannot say zero; start from its source, or use gptq"]
         return []
     found = []
     n = linear.shape[1]

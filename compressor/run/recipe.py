@@ -32,6 +32,9 @@ PER_STAGE = (
     "tune_rate",
 )  # mean nothing for a single matrix
 
+WITHOUT_ZERO = ("pb-llm",)
+"""Quantizing methods whose format cannot keep a pruned weight at zero."""
+
 
 class Stage(BaseModel):
     """One transformation: a method of a kind, and its settings.
@@ -208,6 +211,11 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
             raise UserError(
                 f"stage {number} ({later.kind}) cannot follow {earlier.label}: its codes are final",
                 fix="prune first, quantize last",
+            )
+        if later.name in WITHOUT_ZERO:
+            raise UserError(
+                f"stage {number} ({later.name}) cannot follow {earlier.label}: a sign cannot say zero",
+                fix="leave one of the two out, or quantize by gptq or trit-planes",
             )
         if isinstance(later.settings, QuantizeSettings) or isinstance(earlier.settings, QuantizeSettings):
             continue

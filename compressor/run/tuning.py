@@ -8,13 +8,18 @@ from torch import Tensor
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.skeleton import Linear
 from compressor.engine.tune import Learner, tune
-from compressor.formats import GroupInt, Representation, ScaledBinary, Sum, TritPlanes
-from compressor.methods.learned import FlexRoundLearner, ScaledBinaryLearner, SumLearner, TritLearner
+from compressor.formats import GroupInt, PartialBinary, Representation, ScaledBinary, Sum, TritPlanes
+from compressor.methods.learned import FlexRoundLearner, ScaledBinaryLearner, SignLearner, SumLearner, TritLearner
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.run.recipe import Stage
 from compressor.run.transform import BlockWork, install
 
-LEARNERS: dict[type, type] = {GroupInt: FlexRoundLearner, TritPlanes: TritLearner, ScaledBinary: ScaledBinaryLearner}
+LEARNERS: dict[type, type] = {
+    GroupInt: FlexRoundLearner,
+    TritPlanes: TritLearner,
+    PartialBinary: SignLearner,
+    ScaledBinary: ScaledBinaryLearner,
+}
 
 
 def learner_of(code: Representation, weight: Tensor) -> Learner:

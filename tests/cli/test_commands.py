@@ -11,6 +11,7 @@ import tiny_models
 from command_line import Command
 
 import compressor
+from compressor.methods.quantize_settings import QUANTIZE_METHODS
 from compressor.methods.settings import PRUNE_METHODS
 from compressor.report.files import read_report
 
@@ -21,6 +22,24 @@ SHORT = ["--nsamples", "4", "--seqlen", "16", "--no-verify", "--eval-windows", "
 @pytest.fixture
 def options(calibration: Path, heldout: Path) -> list[Any]:
     return ["--calibration", calibration, "--eval", heldout, *SHORT]
+
+
+def test_partial_binarization_from_end_to_end(
+    command: Command, llama: Path, options: list[Any], tmp_path: Path
+) -> None:
+    """Words that the parser makes numbers of, the second name of a flag, and what the report says of it."""
+    output = tmp_path / "out"
+    asked = ["--salient", "0.14", "--salient-bits", "4", "--metric", "hessian", "--group", "16", "--qat-steps", "4"]
+    result = command("quantize", llama, "-o", output, "--method", "pb-llm", *asked, *options, "--verify")
+    assert result.code == 0, result.err
+    report = read_report(output)
+    stage = report.recipe["stages"][0]["quantize"]
+    assert (stage["salient"], stage["salient_bits"], stage["tune_steps"]) == (0.14, 4, 4)
+    assert {layer.format for layer in report.layers} == {"partial-binary"}
+    assert report.verification is not None and report.verification.passed
+    for flag, value in (("--salient", "1"), ("--salient-bits", "3"), ("--mask", "rows"), ("--fit", "data-free")):
+        refused = command("quantize", llama, "-o", tmp_path / "no", "--method", "pb-llm", flag, value, *options)
+        assert refused.code == 2 and "Traceback" not in refused.err and not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -38,6 +57,14 @@ def test_help_of_prune_names_every_setting(command: Command) -> None:
             assert f"--{name.replace('_', '-')}" in text
     for flag in ("--calibration", "--nsamples", "--seqlen", "--seed", "--dtype", "--device", "--save", "--dry-run"):
         assert flag in text
+
+
+def test_help_of_quantize_names_every_setting(command: Command) -> None:
+    text = command("quantize", "--help").out
+    for cls in QUANTIZE_METHODS.values():
+        for name in cls.model_fields:
+            assert f"--{name.replace('_', '-')}" in text
+    assert "--qat-steps" in text
 
 
 def test_version_and_no_verb(command: Command) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from compressor.formats import GroupInt, TritPlanes
-from compressor.methods.learned import FlexRoundLearner, TritLearner
-from compressor.methods.quantize_settings import RtnSettings, TritPlanesSettings
+from compressor.formats import GroupInt, PartialBinary, TritPlanes
+from compressor.methods.learned import FlexRoundLearner, SignLearner, TritLearner
+from compressor.methods.quantize_settings import PbLlmSettings, RtnSettings, TritPlanesSettings
 from compressor.methods.quantizers import quantize
 
-LEARNERS: dict[str, Any] = {"integers": FlexRoundLearner, "zero points": FlexRoundLearner, "trits": TritLearner}
+LEARNERS: dict[str, Any] = {
+    "integers": FlexRoundLearner,
+    "zero points": FlexRoundLearner,
+    "trits": TritLearner,
+    "signs": SignLearner,
+    "columns": SignLearner,
+    "signs without means": SignLearner,
+}
 
 
 def weights(seed: int = 0) -> Tensor:
@@ -23,6 +31,10 @@ def weights(seed: int = 0) -> Tensor:
 def code_of(kind: str, weight: Tensor) -> Any:
     if kind == "trits":
         return quantize("trit-planes", weight, None, TritPlanesSettings(planes=2, group=16, fit="data-free")).code
+    if kind in ("signs", "columns", "signs without means"):
+        mask: Any = "column" if kind == "columns" else "unstructured"
+        code = quantize("pb-llm", weight, None, PbLlmSettings(mask=mask, group=16)).code
+        return code if kind != "signs without means" else replace(code, mean=None)  # type: ignore[type-var]
     settings = RtnSettings(bits=3, group=10, asymmetric=kind == "zero points")
     return quantize("rtn", weight, None, settings).code
 
@@ -57,6 +69,9 @@ def test_gradients_lead_to_a_target(kind: str) -> None:
     code = code_of(kind, weight)
     learner = LEARNERS[kind](code, weight)
     target = weight * 1.2  # no code of the start is best for it
+    if isinstance(code, PartialBinary):  # nor can salient weights move
+        flipped = torch.rand(weight.shape, generator=torch.Generator().manual_seed(4)) < 0.3
+        target = replace(code, signs=code.signs ^ flipped).dense()
     pairs = learner.parameters()
     optimizer = torch.optim.Adam([{"params": [tensor.requires_grad_()], "lr": 0.05 * pace} for tensor, pace in pairs])
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=150)
@@ -93,3 +108,19 @@ def test_learned_planes_are_canonical() -> None:
     assert isinstance(code, TritPlanes)
     assert (code.scale >= 0).all() and (code.scale[0] >= code.scale[1]).all()
     assert torch.equal(code.dense(), before)
+
+
+def test_salient_weights_rest_and_scales_follow_the_weights() -> None:
+    weight = weights(8)
+    code = code_of("signs", weight)
+    assert isinstance(code, PartialBinary) and code.mean is not None
+    learner = SignLearner(code, weight)
+    learner.latent.mul_(2)  # every distance doubles, and with it every scale
+    after = learner.finish()
+    assert torch.equal(after.codes, code.codes) and torch.equal(after.step, code.step)
+    assert torch.allclose(after.scale.float(), 2 * code.scale.float(), rtol=2e-3)
+    learner.latent.requires_grad_(True)
+    learner.weight().square().sum().backward()
+    assert learner.latent.grad is not None
+    assert not learner.latent.grad[code.salient].any()
+    assert learner.latent.grad[~code.salient].abs().min() > 0

@@ -30,7 +30,24 @@ ROWS: dict[str, dict[str, Any]] = {
     "pb-llm columns": {"method": "pb-llm", "mask": "column"},
     "pb-llm 10 % learned": {"method": "pb-llm", "tune_steps": 400},
     "trit-planes K=2 data-free": {"method": "trit-planes", "planes": 2, "fit": "data-free"},
+    "trit-planes 3 bpw": {"method": "trit-planes", "planes": "auto", "bpw": 3.0},
+    **{f"flexround {bits}-bit": {"method": "flexround", "bits": bits} for bits in (2, 3, 4)},
+    **{f"gptq {bits}-bit + rank 4": {"method": "gptq", "bits": bits, "correct": 4} for bits in (2, 3, 4)},
+    **{
+        f"gptq {bits}-bit + rank 8 in 4 bits": {"method": "gptq", "bits": bits, "correct": 8, "correct_bits": 4}
+        for bits in (2, 3, 4)
+    },
+    **{f"gptq 4-bit + embeddings {bits}": {"method": "gptq", "bits": 4, "embeddings": bits} for bits in (8, 4)},
+    "ptq161": {"method": "ptq161"},
+    "ptq161 paper": {"method": "ptq161", "fit": "paper"},
+    "ptq161 learned": {"method": "ptq161", "tune_steps": 200},
+    "ptq161 paper learned": {"method": "ptq161", "fit": "paper", "tune_steps": 200},
 }
+
+
+def is_learned(row: str) -> bool:
+    """Whether blocks are learned, which takes many times longer."""
+    return "tune_steps" in ROWS[row] or ROWS[row]["method"] == "flexround"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -40,6 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", help="parts of the names of the models to measure")
     parser.add_argument("--calibration", default="stories", help="which calibration text")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--brief", nargs="*", default=["mix14m"], help="models without the rows that are learned")
     parser.add_argument("--nsamples", type=int, default=64)
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--windows", type=int, default=120, help="at most so many windows of each held-out text")
@@ -66,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = {(r["model"], r["row"]): r for r in read_cache(cache) if common.items() <= r.items()}
     results = []
     for model in models:
-        for row in ("dense", *args.rows):
+        brief = any(name in model.name for name in args.brief)
+        for row in ("dense", *(row for row in args.rows if not (brief and is_learned(row)))):
             if (model.name, row) not in known:
                 stage = None if row == "dense" else {"quantize": ROWS[row]}
                 found = measure(stage, model, calibration, texts, scratch, **sizes)

@@ -97,9 +97,25 @@ def verdicts(found: dict[str, dict[str, Any]], calibration: str) -> list[str]:
         *(ratio_sentence(found, f"gptq {b}-bit learned", f"gptq {b}-bit", None) for b in (2, 3, 4)),
         ratio_sentence(found, "trit-planes K=2 learned", "trit-planes K=2 paper", TRIT_TARGET),
         near_dense_sentence(found, "trit-planes K=3"),
+        ratio_sentence(found, "ptq161", "ptq161 paper", None),
+        ratio_sentence(found, "ptq161 learned", "ptq161 paper learned", None),
         *(ratio_sentence(found, row, "pb-llm 10 % paper", target) for row, target in BINARY_TARGETS.items()),
     ]
     return [sentence for sentence in sentences if sentence]
+
+
+def additions_table(found: dict[str, dict[str, Any]]) -> str:
+    """What learning and corrections buy on top of plain codes, and what for each bit that they add."""
+    rows = []
+    for base in ("gptq 2-bit", "gptq 3-bit", "gptq 4-bit"):
+        for row in (f"{base} learned", f"{base} + rank 4", f"{base} + rank 8 in 4 bits"):
+            if {row, base} <= found.keys():
+                added = found[row]["bits"] - found[base]["bits"]
+                before, after = mean_gap(found, base), mean_gap(found, row)
+                each = f"{(before - after) / added:+.4f}" if added > 1e-9 else "no bits"
+                rows.append([row, f"{before:+.4f}", f"{after:+.4f}", f"{added:.3f}", each])
+    heads = ["on top of gptq", "mean loss before", "after", "bits added", "gain for a bit"]
+    return table(heads, rows) if rows else ""
 
 
 def quantization_section(results: Results, calibration: str) -> str:
@@ -116,5 +132,5 @@ def quantization_section(results: Results, calibration: str) -> str:
     for model in unique(r["model"] for r in results):
         found = by_row(results, model)
         parts += [f"### {model}, quantized", model_table(found)]
-        parts.append("\n".join(f"- {sentence}" for sentence in verdicts(found, calibration)))
+        parts += [additions_table(found), "\n".join(f"- {sentence}" for sentence in verdicts(found, calibration))]
     return "\n\n".join(part for part in parts if part)

@@ -85,7 +85,7 @@ def solve(
     paper = settings.fit == "paper" or stats is None
     factor = None if paper or stats is None else stats.factor(settings.damp)
     A = None if factor is None or stats is None else damped(stats.hessian, factor.damp)
-    strength = _strength(weight, stats, A, paper=settings.fit == "paper")
+    strength = strengths(weight, stats, A, paper=settings.fit == "paper")
     order = strength.argsort(stable=True)
     order = torch.cat([order[: n - k].sort().values, order[n - k :].sort().values])
     T = weight.T[order].contiguous()
@@ -98,8 +98,17 @@ def solve(
     return Quantized(_stored(fit, order, settings.bits), notes)
 
 
-def _strength(weight: Tensor, stats: InputStatistics | None, A: Tensor | None, *, paper: bool) -> Tensor:
-    """How much each input (n,) deserves to stay."""
+def salient_inputs(weight: Tensor, stats: InputStatistics | None, settings: Ptq161Settings) -> Tensor:
+    """Return which inputs (n,) bool of ``weight`` (m, n) would stay."""
+    A = None if stats is None else damped(stats.hessian, settings.damp)
+    order = strengths(weight, stats, A, paper=settings.fit == "paper").argsort(stable=True)
+    chosen = torch.zeros(len(order), dtype=torch.bool, device=weight.device)
+    chosen[order[len(order) - kept_inputs(settings, len(order)) :]] = True
+    return chosen
+
+
+def strengths(weight: Tensor, stats: InputStatistics | None, A: Tensor | None, *, paper: bool) -> Tensor:
+    """Return how much each input (n,) deserves to stay."""
     if stats is not None and paper:
         return stats.norms()
     centred = (weight - weight.mean(1, keepdim=True)).abs()

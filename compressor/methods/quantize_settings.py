@@ -140,6 +140,9 @@ class Ptq161Settings(QuantizeSettings):
         "default", description="default: fitted to the inputs by turns; paper: as published, before it learns"
     )
     rounds: int = Field(3, ge=0, description="rounds in which scales, signs and salient inputs are fitted by turns")
+    preprocess: int = Field(
+        0, ge=0, description="before: let the weights of each block learn, by so many steps, to bear binarization"
+    )
 
     @property
     def bits(self) -> int:

@@ -51,8 +51,9 @@ def violations(stage: Stage, linear: Linear, packed: Mapping[str, Any] | None, *
         return [f"{linear.name} is already quantized ({packed['format']}) and cannot be {done}; start from its source"]
     settings = stage.settings_of(linear.name)
     if not isinstance(settings, PruneSettings):
-        if packed is not None and stage.name in WITHOUT_ZERO:
-            return [f"{linear.name} is pruned, and {stage.name} cannot say zero; start from its source, or use gptq"]
+        if packed is not None and (stage.name in WITHOUT_ZERO or settings.correct):
+            what = stage.name if stage.name in WITHOUT_ZERO else "a corrected code"
+            return [f"{linear.name} is pruned, and {what} cannot say zero; start from its source, or use plain gptq"]
         return []
     found = []
     n = linear.shape[1]

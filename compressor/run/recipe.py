@@ -30,9 +30,10 @@ PER_STAGE = (
     "embeddings",
     "tune_steps",
     "tune_rate",
+    "preprocess",
 )  # mean nothing for a single matrix
 
-WITHOUT_ZERO = ("pb-llm",)
+WITHOUT_ZERO = ("pb-llm", "ptq161")
 """Quantizing methods whose format cannot keep a pruned weight at zero."""
 
 
@@ -58,7 +59,7 @@ class Stage(BaseModel):
     def needs_data(self) -> bool:
         """Whether calibration inputs are needed for any module."""
         every = (self.settings, *(special for _, special in self.overrides))
-        return self.tuned or any(settings.needs_data for settings in every)
+        return self.tuned or self.prepared or any(settings.needs_data for settings in every)
 
     @property
     def tuned(self) -> bool:
@@ -66,9 +67,14 @@ class Stage(BaseModel):
         return isinstance(self.settings, QuantizeSettings) and self.settings.tune_steps > 0
 
     @property
+    def prepared(self) -> bool:
+        """Whether the weights of a block learn to bear quantization before they are quantized."""
+        return bool(getattr(self.settings, "preprocess", 0))
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the calibration windows are also sent through the model as the stage found it."""
-        return self.tuned or getattr(self.settings, "drift", 0) > 0
+        return self.tuned or self.prepared or getattr(self.settings, "drift", 0) > 0
 
     @property
     def label(self) -> str:
@@ -211,6 +217,11 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
             raise UserError(
                 f"stage {number} ({later.kind}) cannot follow {earlier.label}: its codes are final",
                 fix="prune first, quantize last",
+            )
+        if getattr(later.settings, "correct", 0):
+            raise UserError(
+                f"stage {number} corrects its codes after {earlier.label}: a sum cannot say zero",
+                fix="leave --correct out, or do not prune",
             )
         if later.name in WITHOUT_ZERO:
             raise UserError(

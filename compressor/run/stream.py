@@ -47,7 +47,7 @@ from compressor.run.progress import Voice, quiet
 from compressor.run.recipe import Recipe
 from compressor.run.session import Options, Run
 from compressor.run.transform import BlockWork, apply_stage, open_block, pack_block
-from compressor.run.tuning import tune_stage
+from compressor.run.tuning import prepare_stage, tune_stage
 from compressor.run.verify import Verifier
 
 __all__ = ["Options", "compress", "foresee"]
@@ -236,6 +236,8 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
             run.runner.step(block, reference)
         if stream is not None and seen is not None:
             fold_scales(stage, chosen, work, seen, run.runner, block, stream)
+        if stage.prepared and stream is not None and seen is not None and reference is not None:
+            prepare_stage(stage, chosen, work, seen, run.runner, block, stream, reference.states)
         before = {linear.name: work.weights[linear.name].dense() for linear in chosen} if stage.tuned else {}
         sparsity = run.journal.facts["sparsities"][number]
         total = stream.ids.numel() if stream is not None else 0

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from compressor.engine.forward import BlockRunner, Stream
+from compressor.engine.observe import Observation
 from compressor.engine.skeleton import Linear
 from compressor.engine.tune import Learner, tune
 from compressor.formats import GroupInt, PartialBinary, Representation, ScaledBinary, Sum, TritPlanes
 from compressor.methods.learned import FlexRoundLearner, ScaledBinaryLearner, SignLearner, SumLearner, TritLearner
-from compressor.methods.quantize_settings import QuantizeSettings
+from compressor.methods.prepared import PreparedLearner
+from compressor.methods.ptq161 import salient_inputs
+from compressor.methods.quantize_settings import Ptq161Settings, QuantizeSettings
 from compressor.run.recipe import Stage
 from compressor.run.transform import BlockWork, install
 
@@ -29,6 +32,37 @@ def learner_of(code: Representation, weight: Tensor) -> Learner:
         return SumLearner(code, learner_of(code.base, rest))
     learner: Learner = LEARNERS[type(code)](code, weight)
     return learner
+
+
+def prepare_stage(
+    stage: Stage,
+    linears: list[Linear],
+    work: BlockWork,
+    seen: Observation,
+    runner: BlockRunner,
+    block: int,
+    stream: Stream,
+    targets: Tensor,
+) -> None:
+    """Let the weights of ``linears`` learn to bear binarization, and put them into ``work`` and the loaded block.
+
+    Args:
+        seen: statistics of the inputs, which decide what stays.
+        stream, targets: as for `tune_stage`.
+    """
+    settings = stage.settings
+    assert isinstance(settings, Ptq161Settings)  # no other stage is prepared
+    learners: dict[str, tuple[Linear, Learner]] = {}
+    for linear in linears:
+        weight = work.weights[linear.name].dense().to(runner.device, torch.float32)
+        salient = salient_inputs(weight, seen.statistics[linear.name], settings)
+        learners[linear.name] = (linear, PreparedLearner(weight, salient))
+    tuned = tune(runner, block, stream, targets, learners, steps=settings.preprocess, rate=settings.tune_rate)
+    note = f"prepared with its block: error {tuned.before:.4f} -> {tuned.after:.4f} as it would be binarized"
+    for name, (linear, learner) in learners.items():
+        if tuned.step:
+            install(work, linear, learner.finish(), runner)
+        work.layers[name]["notes"] = [*work.layers[name].get("notes", []), note]
 
 
 def tune_stage(

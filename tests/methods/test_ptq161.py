@@ -14,7 +14,8 @@ from torch import Tensor
 from compressor.formats import ScaledBinary
 from compressor.methods import ptq161
 from compressor.methods.learned import ScaledBinaryLearner
-from compressor.methods.ptq161 import Fit, fit_columns, fit_kept, fit_rows, losses, move_signs, swept
+from compressor.methods.prepared import PreparedLearner
+from compressor.methods.ptq161 import Fit, fit_columns, fit_kept, fit_rows, losses, move_signs, salient_inputs, swept
 from compressor.methods.quantize_settings import Ptq161Settings
 from compressor.methods.quantizers import foresee, quantize
 from compressor.methods.statistics import InputStatistics, damped
@@ -198,3 +199,28 @@ def test_learning_starts_at_the_code_and_ends_at_a_better_one() -> None:
     errors = [(value - target)[:, binary].square().sum() for value in (code.dense(), found.dense())]
     assert errors[1] < 0.5 * errors[0]
     assert torch.equal(found.dense()[:, code.salient], code.dense()[:, code.salient])
+
+
+def test_weights_can_be_prepared_for_binarization() -> None:
+    """The change starts at nothing, is of low rank, is seen binarized, and learns."""
+    weight, stats = case(6)
+    salient = salient_inputs(weight, stats, SETTINGS)
+    assert int(salient.sum()) == 4
+    assert torch.equal(salient, code_of(weight, stats, SETTINGS).salient)
+    learner = PreparedLearner(weight, salient)
+    assert torch.equal(learner.finish().weight, weight)
+    seen = learner.weight()
+    start = code_of(weight, stats, Ptq161Settings(fit="paper", salient=0)).dense()
+    assert torch.equal(seen[:, salient], weight[:, salient])
+    assert all(len((1e4 * row).round().unique()) <= 2 for row in seen[:, ~salient])
+    unsalient = PreparedLearner(weight, torch.zeros_like(salient)).weight()
+    torch.testing.assert_close(unsalient, start, rtol=1e-2, atol=1e-3)
+    target = 1.5 * seen
+    optimizer = torch.optim.Adam([{"params": [t.requires_grad_()], "lr": 0.02 * p} for t, p in learner.parameters()])
+    for _ in range(200):
+        optimizer.zero_grad()
+        (learner.weight() - target).square().sum().backward()
+        optimizer.step()
+    change = learner.finish().weight - weight
+    assert torch.linalg.matrix_rank(change) <= 6
+    assert (learner.weight() - target).square().sum() < 0.5 * (seen - target).square().sum()

@@ -32,7 +32,7 @@ STAGES: list[dict[str, Any]] = [
     {"method": "flexround", "bits": 3, "group": 16, "tune_steps": 3},
     {"method": "awq", "bits": 3, "group": 16},
     {"method": "ptq161"},
-    {"method": "ptq161", "fit": "paper", "salient": 0.4, "salient_bits": 8, "tune_steps": 3},
+    {"method": "ptq161", "fit": "paper", "salient": 0.4, "salient_bits": 8, "tune_steps": 3, "preprocess": 2},
     {"method": "rtn", "bits": 2, "group": 16, "correct": 3},
     {"method": "trit-planes", "planes": 1, "group": 16, "correct": 4, "correct_bits": 8},
     {"method": "pb-llm", "group": 16},
@@ -239,12 +239,23 @@ def test_codes_are_final(half: Path, calibration: Path, tmp_path: Path) -> None:
             tiny_models.run_recipe(tiny_models.recipe_for(calibration, stage), tmp_path / "out", tmp_path / "again")
 
 
-def test_signs_are_refused_on_what_is_pruned(half: Path, calibration: Path, tmp_path: Path) -> None:
-    prune, signs = {"prune": {"method": "wanda"}}, {"quantize": {"method": "pb-llm", "group": 16}}
-    with pytest.raises(UserError, match="a sign cannot say zero"):
+@pytest.mark.parametrize(
+    ("stage", "who", "what"),
+    [
+        ({"method": "pb-llm", "group": 16}, "pb-llm", "a sign"),
+        ({"method": "ptq161"}, "ptq161", "a sign"),
+        ({"method": "rtn", "group": 16, "correct": 2}, "a corrected code", "a sum"),
+    ],
+    ids=["pb-llm", "ptq161", "correct"],
+)
+def test_what_cannot_say_zero_is_refused_on_what_is_pruned(
+    stage: dict[str, Any], who: str, what: str, half: Path, calibration: Path, tmp_path: Path
+) -> None:
+    prune, signs = {"prune": {"method": "wanda"}}, {"quantize": stage}
+    with pytest.raises(UserError, match=f"{what} cannot say zero"):
         tiny_models.recipe_for(calibration, prune, signs)
     tiny_models.run_recipe(tiny_models.recipe_for(calibration, prune), half, tmp_path / "pruned")
-    with pytest.raises(UserError, match="pb-llm cannot say zero"):
+    with pytest.raises(UserError, match=f"{who} cannot say zero"):
         tiny_models.run_recipe(tiny_models.recipe_for(calibration, signs), tmp_path / "pruned", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -254,6 +265,8 @@ LEARNED = [
     {"method": "trit-planes", "planes": 1, "group": 16, "tune_steps": 30, "tune_rate": 0.02},
     {"method": "awq", "bits": 3, "group": 16, "tune_steps": 30, "tune_rate": 0.02},
     {"method": "pb-llm", "group": 16, "tune_steps": 30, "tune_rate": 0.02},
+    {"method": "ptq161", "tune_steps": 30, "tune_rate": 0.02},
+    {"method": "gptq", "bits": 2, "group": 16, "correct": 4, "tune_steps": 30, "tune_rate": 0.02},
 ]
 
 

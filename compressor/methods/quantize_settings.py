@@ -135,7 +135,7 @@ class Ptq161Settings(QuantizeSettings):
 
     group: Literal["row"] = Field("row", description="scales are those of rows and of inputs")
     salient: float = Field(0.2, ge=0, lt=1, description="share of the inputs that stay integers")
-    salient_bits: Literal[4, 8] | None = Field(4, description="bits of a weight of theirs")
+    salient_bits: Literal[4, 8] | None = Field(4, description="bits of a weight of a salient input")
     fit: Literal["default", "paper"] = Field(
         "default", description="default: fitted to the inputs by turns; paper: as published, before it learns"
     )

@@ -16,6 +16,9 @@ from compressor.run.session import Run
 SURVEYED_TOKENS = 4096
 """As many calibration tokens are sent through every block for every matrix and number of planes."""
 
+SURVEYED_ROWS = 256
+"""As many rows of a matrix are fitted, evenly spread; the errors of the others are taken to be like theirs."""
+
 
 def survey_planes(run: Run, number: int) -> dict[str, int]:
     """Find the numbers of planes for stage ``number``: linear name -> planes.
@@ -57,14 +60,17 @@ def _errors(run: Run, stage: Stage, linear: Linear, stream: Stream) -> dict[int,
     batches = list(stream.batches())
     whole = [runner.forward(linear.block, stream, number, span).double() for number, span in batches]
     power = sum(float(out.square().sum()) for out in whole)
+    rows = torch.arange(0, len(weight), max(1, -(-len(weight) // SURVEYED_ROWS)), device=weight.device)
+    share = len(rows) / len(weight)
     found = {}
     for planes in PLANES:
         settings = with_planes(stage, linear, planes).model_copy(update={"fit": "data-free", "correct": 0})
-        value = quantize(stage.name, weight, None, settings).code.dense().to(runner.device, runner.dtype)
+        fitted = quantize(stage.name, weight[rows], None, settings).code.dense().to(runner.device)
+        value = weight.index_copy(0, rows, fitted).to(runner.dtype)
         weights = {f"{linear.name}.weight": value.T if linear.transposed else value}
         error = 0.0
         for (number, span), out in zip(batches, whole, strict=True):
             changed = runner.forward_with(linear.block, stream, number, span, weights).double()
             error += float((changed - out).square().sum())
-        found[planes] = error / max(power, 1e-30)
+        found[planes] = error / share / max(power, 1e-30)
     return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("quality", "quantization", "against_llmcompressor", "against_quantizers", "solver", "memory")
+SCRIPTS = ("quality", "quantization", "pareto", "against_llmcompressor", "against_quantizers", "solver", "memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -107,7 +107,9 @@ def baseline_label(run: Run) -> str:
     groups = sorted({fact["group"] for fact in rounded}, key=lambda group: group or 1 << 30)
     grid = "-".join(str(b) for b in (bits if len(bits) == 1 else [bits[0], bits[-1]]))
     size = "/".join("row" if group is None else str(group) for group in groups)
-    over = " (larger than the result: fewer bits do not exist)" if any(fact["over"] for fact in rounded) else ""
+    larger = [fact["over"] for fact in rounded]
+    where = "" if all(larger) else "in places "
+    over = f" ({where}larger than the result: fewer bits do not exist)" if any(larger) else ""
     return f"{grid}-bit round-to-nearest, group {size}{over}"
 
 

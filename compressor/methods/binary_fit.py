@@ -38,6 +38,7 @@ class Rows:
         mean: (G, r) fp32.
         scale: (G, r) fp32, not negative.
         group: inputs a group.
+        means: whether means are fitted; else they are 0.
     """
 
     target: Tensor
@@ -47,6 +48,7 @@ class Rows:
     mean: Tensor
     scale: Tensor
     group: int
+    means: bool = True
 
     def binary(self) -> Tensor:
         """Return what the signs stand for, (n, r), also where salient."""
@@ -71,7 +73,7 @@ def group_sums(x: Tensor, group: int) -> Tensor:
     return x.view(-1, group, r).sum(1)
 
 
-def on_weights(target: Tensor, salient: Tensor, group: int) -> Rows:
+def on_weights(target: Tensor, salient: Tensor, group: int, *, means: bool = True) -> Rows:
     """Return the start that looks at the weights alone: the mean, and the mean distance from it, of what is binary.
 
     For these means the signs and scales are the best ones in the plain squared error. Salient weights keep their value.
@@ -79,10 +81,10 @@ def on_weights(target: Tensor, salient: Tensor, group: int) -> Rows:
     n = len(target)
     binary = (~salient).to(target.dtype)
     count = group_sums(binary, group).clamp_(min=1)
-    mean = group_sums(target * binary, group) / count
+    mean = group_sums(target * binary, group) / count if means else torch.zeros_like(count)
     centred = target - spread(mean, group, n)
     scale = group_sums(centred.abs() * binary, group) / count
-    rows = Rows(target, target, salient, centred >= 0, mean, scale, group)
+    rows = Rows(target, target, salient, centred >= 0, mean, scale, group, means)
     rows.assemble_()
     return rows
 
@@ -95,7 +97,7 @@ def price_alone(rows: Rows) -> Tensor:
 
 
 class _Tied:
-    """The space of all q that fixed signs allow: dimension 2 a group, and 1 a salient weight."""
+    """The space of all q that fixed signs allow: dimension 2 a group, 1 without means, and 1 a salient weight."""
 
     def __init__(self, rows: Rows) -> None:
         self.group = rows.group
@@ -106,7 +108,7 @@ class _Tied:
         self.excess = group_sums(self.sign, self.group)
         # Where all signs of a group agree, mean and scale say the same: the mean is left at zero.
         determinant = self.count.square() - self.excess.square()
-        self.both = determinant > 0.5
+        self.both = (determinant > 0.5) & rows.means
         self.reciprocal = torch.where(self.both, determinant, self.count.clamp(min=1)).reciprocal()
 
     def coefficients(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +137,7 @@ def refit_(rows: Rows, A: Tensor, iterations: int) -> None:
         part = slice(start, start + width)
         fields = (rows.target, rows.value, rows.salient, rows.plus, rows.mean, rows.scale)
         target, value, salient, plus, mean, scale = (x[:, part].contiguous() for x in fields)
-        some = Rows(target, value, salient, plus, mean, scale, rows.group)
+        some = Rows(target, value, salient, plus, mean, scale, rows.group, rows.means)
         _refit_(some, A, iterations)
         rows.value[:, part], rows.plus[:, part] = some.value, some.plus
         rows.mean[:, part], rows.scale[:, part] = some.mean, some.scale

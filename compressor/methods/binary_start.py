@@ -16,7 +16,9 @@ LOOKS = 2
 """How often the mask of a group is chosen again, by what a sign would cost with the means and scales so far."""
 
 
-def swept(W: Tensor, upper: Tensor, *, salient: float, group: int, hessian: bool, block: int) -> Rows:
+def swept(
+    W: Tensor, upper: Tensor, *, salient: float, group: int, hessian: bool, block: int, means: bool = True
+) -> Rows:
     """Binarize ``W`` (m, n) fp32 column by column with feedback; a group's mask, means and scales when it is reached.
 
     They are made from the updated weights, and means and scales from those alone that are binarized. What is salient is
@@ -36,10 +38,10 @@ def swept(W: Tensor, upper: Tensor, *, salient: float, group: int, hessian: bool
     def decide(start: int, columns: Tensor) -> None:
         drop = columns.numel() - counts[start // group]
         if hessian:
-            chosen = _by_cost(columns, importance[start : start + len(columns)], drop)
+            chosen = _by_cost(columns, importance[start : start + len(columns)], drop, means)
         else:
             chosen = keep_exactly(columns.abs(), columns, drop, None)
-        fits.append(on_weights(columns, chosen, len(columns)))
+        fits.append(on_weights(columns, chosen, len(columns), means=means))
 
     def snap(j: int, w: Tensor) -> Tensor:
         fit = fits[-1]
@@ -49,19 +51,21 @@ def swept(W: Tensor, upper: Tensor, *, salient: float, group: int, hessian: bool
 
     value = sweep(W, upper, decide=decide, span=group, snap=snap, block=block).weight.T.contiguous()
     mean, scale, chosen = (torch.cat([getattr(fit, name) for fit in fits]) for name in ("mean", "scale", "salient"))
-    return Rows(W.T.contiguous(), value, chosen, value >= spread(mean, group, n), mean, scale, group)
+    return Rows(W.T.contiguous(), value, chosen, value >= spread(mean, group, n), mean, scale, group, means)
 
 
-def _by_cost(columns: Tensor, importance: Tensor, drop: int) -> Tensor:
+def _by_cost(columns: Tensor, importance: Tensor, drop: int, means: bool) -> Tensor:
     """The mask (c, m) of one group that drops the ``drop`` weights for which a sign costs least."""
     chosen = keep_exactly((columns * importance).abs(), columns, drop, None)
     for _ in range(LOOKS):
-        cost = price_alone(on_weights(columns, chosen, len(columns)))
+        cost = price_alone(on_weights(columns, chosen, len(columns), means=means))
         chosen = keep_exactly(cost * importance.square(), columns, drop, None)
     return chosen
 
 
-def by_inputs(W: Tensor, A: Tensor, *, salient: float, group: int, hessian: bool, block: int) -> Rows:
+def by_inputs(
+    W: Tensor, A: Tensor, *, salient: float, group: int, hessian: bool, block: int, means: bool = True
+) -> Rows:
     """Binarize ``W`` (m, n) fp32 but for whole inputs, the share ``salient`` of them, under ``A`` (n, n).
 
     The sweep settles the salient inputs last, so that they make up for all the others.
@@ -71,11 +75,11 @@ def by_inputs(W: Tensor, A: Tensor, *, salient: float, group: int, hessian: bool
     chosen = torch.zeros(n, dtype=torch.bool, device=W.device)
     number = count(salient, n)
     if hessian:
-        alone = on_weights(target, torch.zeros_like(target, dtype=torch.bool), group)
+        alone = on_weights(target, torch.zeros_like(target, dtype=torch.bool), group, means=means)
         chosen[most_helpful(price_alone(alone).mean(1), A, number)] = True
     else:
         chosen[target.square().sum(1).argsort(descending=True, stable=True)[:number]] = True
-    rows = on_weights(target, chosen[:, None].repeat(1, len(W)), group)
+    rows = on_weights(target, chosen[:, None].repeat(1, len(W)), group, means=means)
     order = torch.cat([(~chosen).nonzero().flatten(), chosen.nonzero().flatten()])
     places = order.tolist()
 
@@ -122,17 +126,17 @@ def _times(A: Tensor, x: Tensor) -> Tensor:
     return matmul(A, x[:, None])[:, 0]
 
 
-def alone(W: Tensor, *, salient: float, group: int, by_input: bool) -> Rows:
+def alone(W: Tensor, *, salient: float, group: int, by_input: bool, means: bool = True) -> Rows:
     """Binarize ``W`` (m, n) fp32 by its weights alone: what is salient, and means and scales of the rest, by turns."""
     target = W.T.contiguous()
     n, m = target.shape
     chosen = torch.zeros_like(target, dtype=torch.bool)
     for _ in range(LOOKS + 1):
-        cost = price_alone(on_weights(target, chosen, group))
+        cost = price_alone(on_weights(target, chosen, group, means=means))
         if by_input:
             cost = cost.sum(1, keepdim=True)
             kept = keep_exactly(cost, cost, n - count(salient, n), None)
         else:
             kept = keep_exactly(cost, target, n * m - count(salient, n * m), None)
         chosen = kept.expand(n, m).contiguous()
-    return on_weights(target, chosen, group)
+    return on_weights(target, chosen, group, means=means)

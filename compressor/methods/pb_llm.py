@@ -42,7 +42,7 @@ def foresee(settings: PbLlmSettings, shape: tuple[int, int], dtype: str) -> dict
         "shape": [m, n],
         "dtype": dtype,
         "group": settings.width(n),
-        "mean": True,
+        "mean": settings.means or settings.fit == "paper",
         "bits": settings.bits,
         "zero": settings.fit == "paper",
         "by_input": by_input and settings.fit == "default",
@@ -77,13 +77,14 @@ def _fitted(weight: Tensor, stats: InputStatistics | None, settings: PbLlmSettin
     group, by_input = max(1, settings.width(n)), settings.mask == "column"
     A = None
     if stats is None:
-        rows = binary_start.alone(weight, salient=settings.share, group=group, by_input=by_input)
+        rows = binary_start.alone(weight, salient=settings.share, group=group, by_input=by_input, means=settings.means)
     else:
         factor = stats.factor(settings.damp)
         A = damped(stats.hessian, factor.damp)
         W = weight.masked_fill(factor.dead, 0)
         hessian, block = settings.metric == "hessian", settings.block
         how: dict[str, Any] = {"salient": settings.share, "group": group, "hessian": hessian, "block": block}
+        how["means"] = settings.means
         rows = binary_start.by_inputs(W, A, **how) if by_input else binary_start.swept(W, factor.upper, **how)
         number = count(settings.share, m * n) if hessian and not by_input else None
         search_(rows, A, number=number, bits=settings.bits, rounds=settings.rounds, block=block)
@@ -98,7 +99,7 @@ def _stored(rows: Rows, grids: SalientGrids) -> PartialBinary:
     return PartialBinary(
         signs=(rows.plus & ~rows.salient).T.contiguous(),
         scale=rows.scale.T.half().contiguous(),
-        mean=rows.mean.T.half().contiguous(),
+        mean=rows.mean.T.half().contiguous() if rows.means else None,
         salient=rows.salient.T.contiguous(),
         codes=codes.T.to(torch.uint8).contiguous(),
         step=step.masked_fill(~rows.salient.any(1, keepdim=True), 0).T if grids.by_input else step.T,

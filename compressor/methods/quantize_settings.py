@@ -162,7 +162,7 @@ class PbLlmSettings(QuantizeSettings):
         None,
         ge=0,
         lt=1,
-        description="share of the weights, or inputs, that stay integers (default: 0.1, with --mask column 0.16)",
+        description="share of the weights, or inputs, that stay integers (default: 0.1, with --mask column 0.24)",
     )
     salient_bits: Literal[4, 8] | None = Field(
         None, description="bits of a salient weight (default: 8, with --mask column 4)"
@@ -176,6 +176,7 @@ class PbLlmSettings(QuantizeSettings):
     fit: Literal["default", "paper"] = Field(
         "default", description="default: fitted to the inputs by turns; paper: as published, defects included"
     )
+    means: bool = Field(False, description="a mean beside the scale of every group of signs; fit paper always has one")
     rounds: int = Field(
         5, ge=0, description="rounds in which values, signs and salience are fitted, after the sweep (default fit)"
     )
@@ -186,7 +187,7 @@ class PbLlmSettings(QuantizeSettings):
         """Share of the weights, or of the inputs, that are salient."""
         if self.salient is not None:
             return self.salient
-        return 0.16 if self.mask == "column" else 0.1
+        return 0.24 if self.mask == "column" else 0.1
 
     @property
     def bits(self) -> int:

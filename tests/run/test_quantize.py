@@ -38,6 +38,7 @@ STAGES: list[dict[str, Any]] = [
     {"method": "pb-llm", "group": 16},
     {"method": "pb-llm", "group": 20, "salient": 0.14, "salient_bits": 4},
     {"method": "pb-llm", "group": 16, "mask": "column"},
+    {"method": "pb-llm", "group": 16, "means": True},
     {"method": "pb-llm", "group": "row", "fit": "paper", "metric": "magnitude"},
 ]
 STOCK = ("rtn", "gptq", "flexround", "awq")

@@ -30,9 +30,8 @@ from compressor.engine.tensorfile import Layout
 from compressor.errors import UserError
 from compressor.formats import Dense, Sum, tensor_name
 from compressor.formats.low_rank import FACTOR_DTYPE
-from compressor.hf.manifest import MODEL_TYPE, READER_NAME
-from compressor.hf.reader import reader_source
 from compressor.run.container import folder_config
+from compressor.run.write import write_config
 
 ADAPTER = "adapter"
 """Subfolder of the output that holds the adapter."""
@@ -95,12 +94,7 @@ def _write_base(
         write_shard(folder, number, len(shards), layout, lambda name: checkpoint.read(renamed[name]))
     finish_shards(folder, len(shards))
     copy_companions(checkpoint.folder, folder)
-    config = folder_config(skeleton, specs)
-    if config["model_type"] == MODEL_TYPE:
-        write_atomically(folder / READER_NAME, reader_source())
-    else:
-        (folder / READER_NAME).unlink(missing_ok=True)
-    write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    write_config(folder, folder_config(skeleton, specs))
 
 
 def _module(name: str) -> tuple[str, str]:

@@ -94,11 +94,15 @@ def _dense_tensors(plan: Plan, block: int, work: BlockWork) -> dict[str, Tensor]
 def write_companions(folder: Path, plan: Plan, specs: dict[str, dict[str, Any]]) -> None:
     """Write config.json, the recipe and, for packed folders, the reader; copy tokenizer and the rest unchanged."""
     copy_companions(plan.skeleton.checkpoint.folder, folder)
-    config = folder_config(plan.skeleton, specs if plan.recipe.save == "packed" else {})
+    write_config(folder, folder_config(plan.skeleton, specs if plan.recipe.save == "packed" else {}))
+    recipe = yaml.safe_dump(plan.recipe.resolved(), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "recipe.yaml", recipe)
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json, and the reader where it is needed; remove one that was copied from the source where not."""
     if config["model_type"] == MODEL_TYPE:
         write_atomically(folder / READER_NAME, reader_source())
     else:
         (folder / READER_NAME).unlink(missing_ok=True)
     write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    recipe = yaml.safe_dump(plan.recipe.resolved(), sort_keys=False, allow_unicode=True)
-    write_atomically(folder / "recipe.yaml", recipe)

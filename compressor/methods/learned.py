@@ -280,13 +280,14 @@ class SignLearner:
     def _closed(self) -> tuple[Tensor, Tensor]:
         """Means and scales (m, G), not yet rounded."""
         mean = self._sums(self.latent * self.binary) / self.count
+        if self.code.mean is None:
+            mean = torch.zeros_like(mean)
         scale = self._sums((self.latent - self._spread(mean)).abs() * self.binary) / self.count
         return mean + self.shift, scale * self.ratio
 
     def _halves(self) -> tuple[Tensor, Tensor]:
         """Means and scales (m, G) as they are stored, differentiable straight through."""
         mean, scale = self._closed()
-        mean = torch.zeros_like(mean) if self.code.mean is None else mean
         return through(mean.detach().half().float(), mean), through(scale.detach().half().float(), scale)
 
     def parameters(self) -> list[tuple[Tensor, float]]:

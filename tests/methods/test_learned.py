@@ -33,10 +33,10 @@ def code_of(kind: str, weight: Tensor) -> Any:
         return quantize("trit-planes", weight, None, TritPlanesSettings(planes=2, group=16, fit="data-free")).code
     if kind in ("signs", "columns", "signs without means"):
         mask: Any = "column" if kind == "columns" else "unstructured"
-        code = quantize("pb-llm", weight, None, PbLlmSettings(mask=mask, group=16)).code
-        return code if kind != "signs without means" else replace(code, mean=None)  # type: ignore[type-var]
-    settings = RtnSettings(bits=3, group=10, asymmetric=kind == "zero points")
-    return quantize("rtn", weight, None, settings).code
+        settings = PbLlmSettings(mask=mask, group=16, means=kind != "signs without means")
+        return quantize("pb-llm", weight, None, settings).code
+    grid = RtnSettings(bits=3, group=10, asymmetric=kind == "zero points")
+    return quantize("rtn", weight, None, grid).code
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
@@ -110,10 +110,11 @@ def test_learned_planes_are_canonical() -> None:
     assert torch.equal(code.dense(), before)
 
 
-def test_salient_weights_rest_and_scales_follow_the_weights() -> None:
+@pytest.mark.parametrize("kind", ["signs", "signs without means"])
+def test_salient_weights_rest_and_scales_follow_the_weights(kind: str) -> None:
     weight = weights(8)
-    code = code_of("signs", weight)
-    assert isinstance(code, PartialBinary) and code.mean is not None
+    code = code_of(kind, weight)
+    assert isinstance(code, PartialBinary) and (code.mean is None) is (kind == "signs without means")
     learner = SignLearner(code, weight)
     learner.latent.mul_(2)  # every distance doubles, and with it every scale
     after = learner.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from compressor.engine.forward import Stream
 from compressor.engine.skeleton import Linear
@@ -42,8 +43,9 @@ def survey_planes(run: Run, number: int) -> dict[str, int]:
         for block in range(run.blocks):
             ticker.now("surveying trit planes")
             run.runner.load_block(block)
+            whole = [run.runner.forward(block, stream, batch, span) for batch, span in stream.batches()]
             for linear in (linear for linear in chosen if linear.block == block):
-                errors[linear.name] = _errors(run, stage, linear, stream)
+                errors[linear.name] = _errors(run, stage, linear, stream, whole)
             run.runner.step(block, stream)
             run.runner.release_block(block)
             ticker.advance()
@@ -52,25 +54,23 @@ def survey_planes(run: Run, number: int) -> dict[str, int]:
     return {linear.name: found for linear, found in zip(chosen, planes, strict=True)}
 
 
-def _errors(run: Run, stage: Stage, linear: Linear, stream: Stream) -> dict[int, float]:
-    """Number of planes -> relative error of the block's output. The block is loaded."""
+def _errors(run: Run, stage: Stage, linear: Linear, stream: Stream, whole: list[Tensor]) -> dict[int, float]:
+    """Number of planes -> error of the block's output relative to ``whole``, its untouched batches. It is loaded."""
     runner = run.runner
     weight = run.skeleton.read(f"{linear.name}.weight").to(runner.device, torch.float32)
     weight = weight.T if linear.transposed else weight
-    batches = list(stream.batches())
-    whole = [runner.forward(linear.block, stream, number, span).double() for number, span in batches]
-    power = sum(float(out.square().sum()) for out in whole)
+    power = sum(float(out.double().square().sum()) for out in whole)
     rows = torch.arange(0, len(weight), max(1, -(-len(weight) // SURVEYED_ROWS)), device=weight.device)
     share = len(rows) / len(weight)
     found = {}
     for planes in PLANES:
-        settings = with_planes(stage, linear, planes).model_copy(update={"fit": "data-free", "correct": 0})
+        settings = with_planes(stage, linear.name, planes).model_copy(update={"fit": "data-free", "correct": 0})
         fitted = quantize(stage.name, weight[rows], None, settings).code.dense().to(runner.device)
         value = weight.index_copy(0, rows, fitted).to(runner.dtype)
         weights = {f"{linear.name}.weight": value.T if linear.transposed else value}
         error = 0.0
-        for (number, span), out in zip(batches, whole, strict=True):
+        for (number, span), out in zip(stream.batches(), whole, strict=True):
             changed = runner.forward_with(linear.block, stream, number, span, weights).double()
-            error += float((changed - out).square().sum())
+            error += float((changed - out.double()).square().sum())
         found[planes] = error / share / max(power, 1e-30)
     return found

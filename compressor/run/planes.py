@@ -23,23 +23,20 @@ def automatic(stage: Stage, linears: tuple[Linear, ...]) -> list[Linear]:
 
 def plane_bits(stage: Stage, linear: Linear) -> dict[int, float]:
     """Number of planes -> bits of the matrix, scales and padding included."""
-    name, shape, dtype = stage.name, linear.shape, dtype_name(linear.dtype)
-    return {k: 8.0 * nbytes(foresee(name, with_planes(stage, linear, k), shape, dtype)) for k in PLANES}
+    shape, dtype = linear.shape, dtype_name(linear.dtype)
+    return {k: 8.0 * nbytes(foresee(stage.name, with_planes(stage, linear.name, k), shape, dtype)) for k in PLANES}
 
 
-def with_planes(stage: Stage, linear: Linear, planes: int) -> TritPlanesSettings:
+def with_planes(stage: Stage, name: str, planes: int) -> TritPlanesSettings:
     """The settings of a matrix once its number of planes is known."""
-    settings = stage.settings_of(linear.name)
+    settings = stage.settings_of(name)
     assert isinstance(settings, TritPlanesSettings)
     return settings.model_copy(update={"planes": planes, "bpw": None})
 
 
 def settled(stage: Stage, planes: dict[str, int]) -> Stage:
     """The stage with the numbers of planes found (linear name -> planes) as overrides of single matrices."""
-    special = []
-    for name, number in planes.items():
-        settings = stage.settings_of(name)
-        special.append((f"^{re.escape(name)}$", settings.model_copy(update={"planes": number, "bpw": None})))
+    special = [(f"^{re.escape(name)}$", with_planes(stage, name, number)) for name, number in planes.items()]
     return stage.model_copy(update={"overrides": (*special, *stage.overrides)}) if special else stage
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from compressor.methods.settings import valid_regexes
 
 
 class QuantizeSettings(BaseModel):
@@ -51,12 +52,7 @@ class QuantizeSettings(BaseModel):
     @field_validator("include", "exclude")
     @classmethod
     def _check_regexes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            try:
-                re.compile(text)
-            except re.error as error:
-                raise ValueError(f"{text!r} is not a regular expression: {error}") from None
-        return value
+        return valid_regexes(value)
 
     @property
     def needs_data(self) -> bool:

@@ -25,6 +25,16 @@ def parse_pattern(text: str) -> tuple[int, int]:
     return kept, group
 
 
+def valid_regexes(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return ``value`` if all are regular expressions; ValueError names the first that is not."""
+    for text in value:
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return value
+
+
 class PruneSettings(BaseModel):
     """What every pruning method takes. Exactly one of `sparsity` and `pattern`; sparsity 0.5 when neither is given."""
 
@@ -74,12 +84,7 @@ class PruneSettings(BaseModel):
     @field_validator("include", "exclude")
     @classmethod
     def _check_regexes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            try:
-                re.compile(text)
-            except re.error as error:
-                raise ValueError(f"{text!r} is not a regular expression: {error}") from None
-        return value
+        return valid_regexes(value)
 
     @model_validator(mode="after")
     def _check_together(self) -> PruneSettings:

@@ -15,7 +15,7 @@ from compressor.cli.evaluate import evaluate
 from compressor.cli.explain import explain
 from compressor.cli.generate import generate
 from compressor.cli.run import plan, run
-from compressor.cli.stages import prune, quantize
+from compressor.cli.stages import decompose, prune, quantize
 from compressor.errors import UserError
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for verb in (prune, quantize, run, plan, evaluate, compare, explain, generate, adapter):
+for verb in (prune, quantize, decompose, run, plan, evaluate, compare, explain, generate, adapter):
     app.command()(verb)
 
 

@@ -1,4 +1,4 @@
-"""``compressor prune`` and ``compressor quantize``: one stage, its settings as flags."""
+"""``compressor prune``, ``quantize`` and ``decompose``: one stage, its settings as flags."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from compressor.cli.common import Json, Model, Quiet, Revision, TrustRemoteCode, Verbose, run_content, run_options
 from compressor.cli.options import given, method_options, with_options
 from compressor.cli.run import DryRun, Fresh, Output, Overwrite, carry_out
+from compressor.methods.decompose_settings import DECOMPOSE_METHODS
 from compressor.methods.quantize_settings import QUANTIZE_METHODS
 from compressor.methods.settings import PRUNE_METHODS
 
@@ -87,5 +88,20 @@ quantize = _command(
     process, and described by report.html.
 
     Example: compressor quantize embedded -o quantized --method trit-planes --planes 2
+    """,
+)
+
+decompose = _command(
+    "decompose",
+    DECOMPOSE_METHODS,
+    "svd-llm",
+    "Decomposition",
+    """Replace weight matrices by products of two thin ones, of ranks that the tool chooses.
+
+    By default four fifths of the parameters are kept, where the loss on the calibration text is most sensitive to them.
+    The result is evaluated on text that was not calibrated on, set beside plain rounding of the same size, which is
+    often the better buy, reloaded in a fresh process, and described by report.html.
+
+    Example: compressor decompose embedded -o decomposed --keep-params 0.8
     """,
 )

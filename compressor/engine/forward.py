@@ -113,14 +113,15 @@ class BlockRunner:
     def release_block(self, block: int) -> None:
         """Let go of a block's data."""
         for name in self.skeleton.block_tensors(block):
-            self._assign(name, torch.empty_like(self._tensor(name), device="meta"))
+            self._assign(name, torch.empty_like(self.loaded(name), device="meta"))
         return_memory()
 
     def set_weight(self, name: str, value: Tensor) -> None:
         """Replace a loaded tensor by one of the same shape (module layout)."""
         self._assign(name, value.to(device=self.device, dtype=self.dtype))
 
-    def _tensor(self, name: str) -> Tensor:
+    def loaded(self, name: str) -> Tensor:
+        """A tensor of the model as it is loaded, in the module's layout."""
         path, _, leaf = name.rpartition(".")
         tensor: Tensor = getattr(self.skeleton.model.get_submodule(path), leaf)
         return tensor
@@ -202,8 +203,14 @@ class BlockRunner:
         Args:
             weights: module tensor name -> value, in the compute dtype, on the device.
         """
-        call = stream.calls[number][block]
-        hidden = stream.states[span].to(self.device)
+        return self.apply(block, stream.calls[number][block], stream.states[span].to(self.device), weights)
+
+    def apply(self, block: int, call: BlockCall, hidden: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """Call a loaded block on ``hidden`` (windows, length, width), on the device; differentiable.
+
+        Args:
+            weights: as for :meth:`forward_with`.
+        """
         prefix = self.skeleton.block_names[block] + "."
         own = {name.removeprefix(prefix): value for name, value in weights.items()}
         out = functional_call(self.skeleton.blocks[block], own, (hidden, *call.args), call.kwargs)
@@ -227,14 +234,22 @@ class BlockRunner:
     @torch.no_grad()
     def logits(self, stream: Stream, span: slice) -> Tensor:
         """Logits (windows, length, vocabulary) fp32 of a stream that has passed every block."""
+        return self.head(stream.ids[span], stream.states[span].to(self.device))
+
+    def head(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        """Logits (windows, length, vocabulary) fp32 from the states behind the last block; differentiable.
+
+        Args:
+            ids: (windows, length) of the same windows; only their number counts.
+            hidden: (windows, length, width), on the device.
+        """
         blocks = self.skeleton.blocks
-        hidden = stream.states[span].to(self.device)
 
         def inject(*_: Any, **__: Any) -> Any:
             return (hidden,) if self._returns_tuple else hidden
 
         with replaced_forwards(blocks, [inject] * len(blocks)):
-            out = self.skeleton.model(input_ids=stream.ids[span].to(self.device), use_cache=False)
+            out = self.skeleton.model(input_ids=ids.to(self.device), use_cache=False)
         return out.logits.float()  # type: ignore[no-any-return]
 
 

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.skeleton import Linear
 from compressor.errors import UserError
-from compressor.methods.statistics import InputStatistics, accumulate, accumulate_drift, all_finite
+from compressor.methods.statistics import (
+    InputStatistics,
+    accumulate,
+    accumulate_drift,
+    accumulate_moments,
+    all_finite,
+)
 
 
 @dataclass
@@ -40,7 +46,8 @@ class _SeenEnoughError(Exception):
 class _Gatherer:
     """Finds out in the first batch who shares whose input; accumulates for the leaders only."""
 
-    def __init__(self, linears: list[Linear], device: torch.device) -> None:
+    def __init__(self, linears: list[Linear], device: torch.device, *, moments: bool) -> None:
+        self.moments = moments
         self.untouched: dict[str, Tensor] | None = None  # the same batch's inputs behind untouched blocks
         self.widths = {linear.name: linear.shape[1] for linear in linears}
         self.device = device
@@ -100,6 +107,8 @@ class _Gatherer:
             rows = rows[finite]
         accumulate(statistics.hessian, rows)
         statistics.tokens += len(rows)
+        if self.moments:
+            accumulate_moments(statistics, rows)
 
     def _add_drift(self, name: str, rows: Tensor, statistics: InputStatistics) -> None:
         """Experts that were sent other tokens, and inputs that are not finite, have no drift to speak of."""
@@ -119,24 +128,36 @@ class _Gatherer:
 
 
 def observe(
-    runner: BlockRunner, block: int, linears: list[Linear], stream: Stream, reference: Stream | None = None
+    runner: BlockRunner,
+    block: int,
+    linears: list[Linear],
+    stream: Stream,
+    reference: Stream | None = None,
+    *,
+    weights: dict[str, Tensor] | None = None,
+    untouched: dict[str, Tensor] | None = None,
+    moments: bool = False,
 ) -> Observation:
     """Run a stream through a loaded block, outputs discarded, and gather the statistics of ``linears``.
 
     Args:
         reference: the same windows behind untouched blocks: then the statistics tell how far the inputs have drifted.
+        weights: module tensor name -> value that the block is run with, in place of what is loaded.
+        untouched: the same for the reference.
+        moments: gather the sums of the inputs and of their sizes too.
     """
     modules = {linear.name: runner.skeleton.model.get_submodule(linear.name) for linear in linears}
-    gatherer = _Gatherer(linears, runner.device)
-    for number, span in stream.batches():
-        if reference is not None:
-            gatherer.untouched = {}
-            with inputs_hooked(modules, gatherer.untouched.__setitem__):
-                runner.forward(block, reference, number, span)
-        with inputs_hooked(modules, gatherer), suppress(_SeenEnoughError):
-            runner.forward(block, stream, number, span)
-        if number == 0:
-            gatherer.end_first_batch()
+    gatherer = _Gatherer(linears, runner.device, moments=moments)
+    with torch.no_grad():
+        for number, span in stream.batches():
+            if reference is not None:
+                gatherer.untouched = {}
+                with inputs_hooked(modules, gatherer.untouched.__setitem__):
+                    runner.forward_with(block, reference, number, span, untouched or {})
+            with inputs_hooked(modules, gatherer), suppress(_SeenEnoughError):
+                runner.forward_with(block, stream, number, span, weights or {})
+            if number == 0:
+                gatherer.end_first_batch()
     return gatherer.finish()
 
 

@@ -10,29 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from compressor.formats.dense import Dense
-from compressor.formats.group_int import GroupInt
-from compressor.formats.low_rank import FACTOR_DTYPE, LowRank
-from compressor.formats.parts import dtype_name
-from compressor.formats.representation import Representation
+from compressor.formats.low_rank import LowRank
 from compressor.formats.sum import Base, Sum
-from compressor.methods import gptq, round_nearest
+from compressor.methods.factors import balanced, foresee_factors, rounded_factors
 from compressor.methods.low_rank import whitened_low_rank
 from compressor.methods.quadratic import row_losses
-from compressor.methods.quantize_settings import GptqSettings, QuantizeSettings, RtnSettings
+from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.methods.result import Quantized
 from compressor.methods.statistics import FactorizationError, InputStatistics, damped
-from compressor.methods.threads import one_thread
 
 ROUNDS = 3
 """How often code and term are made from each other; each time costs the method once more. No other number was tried."""
-
-FACTOR_GROUP = 128
 
 
 def corrected(
@@ -78,26 +70,7 @@ def fit_term(
     left, right = whitened_low_rank(error, upper, rank)
     if settings.correct_bits == 16:
         return balanced(left, right)
-    rtn = RtnSettings(bits=settings.correct_bits, group="row")
-    stored = round_nearest.solve(left, None, rtn).code
-    right = best_right(stored.dense(), error)
-    fine = GptqSettings(bits=settings.correct_bits, group=FACTOR_GROUP, damp=settings.damp, block=settings.block)
-    return LowRank(_factor(stored), _factor(gptq.solve(right, stats, fine).code))
-
-
-def balanced(left: Tensor, right: Tensor) -> LowRank:
-    """Return the product of ``left`` (m, r) and ``right`` (r, n), in fp16: a power of two makes them of like size."""
-    sizes = [float(side.double().square().mean().sqrt()) for side in (left, right)]
-    shift = 2.0 ** round(0.5 * math.log2(sizes[1] / sizes[0])) if min(sizes) > 0 else 1.0
-    return LowRank(Dense((left * shift).to(FACTOR_DTYPE)), Dense((right / shift).to(FACTOR_DTYPE)))
-
-
-def best_right(left: Tensor, error: Tensor) -> Tensor:
-    """Return R (r, n) fp32 such that ``left`` (m, r) R is nearest to ``error`` (m, n), in whatever metric of inputs."""
-    with one_thread():
-        L, E = left.double(), error.double()
-        right: Tensor = torch.linalg.pinv(L.T @ L, hermitian=True) @ (L.T @ E)
-        return right.float()
+    return rounded_factors(left, error, stats, bits=settings.correct_bits, damp=settings.damp)
 
 
 def foresee_correction(settings: QuantizeSettings, base: dict[str, Any]) -> dict[str, Any]:
@@ -106,23 +79,8 @@ def foresee_correction(settings: QuantizeSettings, base: dict[str, Any]) -> dict
         return base
     (m, n), common = base["shape"], {"shape": base["shape"], "dtype": base["dtype"]}
     rank = min(settings.correct, m, n)
-    factors = {
-        "left": _foresee_factor(m, rank, "row", settings),
-        "right": _foresee_factor(rank, n, FACTOR_GROUP, settings),
-    }
+    factors = foresee_factors((m, n), rank, settings.correct_bits, "row")
     return {"format": "sum", **common, "base": base, "correction": {"format": "low-rank", **common, **factors}}
-
-
-def _foresee_factor(rows: int, columns: int, group: int | Literal["row"], settings: QuantizeSettings) -> dict[str, Any]:
-    dtype = dtype_name(FACTOR_DTYPE)
-    if settings.correct_bits == 16:
-        return {"format": "dense", "shape": [rows, columns], "dtype": dtype}
-    return round_nearest.foresee(RtnSettings(bits=settings.correct_bits, group=group), (rows, columns), dtype)
-
-
-def _factor(code: Representation) -> GroupInt:
-    assert isinstance(code, GroupInt)
-    return code
 
 
 def _loss(delta: Tensor, A: Tensor | None) -> float:

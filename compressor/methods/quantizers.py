@@ -6,14 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from compressor.errors import UserError
+from compressor.formats.low_rank import LowRank
+from compressor.formats.parts import Spec, matrix_shape
 from compressor.methods import awq, gptq, pb_llm, ptq161, round_nearest, trit_planes
 from compressor.methods.correction import corrected, foresee_correction
+from compressor.methods.factors import best_right, integers
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.methods.result import Quantize, Quantized
 from compressor.methods.statistics import FactorizationError, InputStatistics, all_finite
+from compressor.methods.threads import matmul
+
+SIDES = ("left", "right")
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,34 @@ def quantize(
     if not all_finite(quantized.code.dense()):
         raise FactorizationError(f"{method} gave values that are not finite")
     return quantized
+
+
+def quantize_factors(method: str, code: LowRank, stats: InputStatistics | None, settings: QuantizeSettings) -> LowRank:
+    """Quantize the factors of ``code`` (m, n): the left one on what the right one makes of the inputs, then the other.
+
+    The right factor is fitted to what came of the left one before it is quantized.
+
+    Args:
+        method: gptq or rtn.
+        stats: of the matrix's input; None for a data-free method.
+
+    Raises:
+        FactorizationError: the statistics are of no use; call again with ``stats=None``.
+    """
+    left, right = code.left.dense(torch.float32), code.right.dense(torch.float32)
+    inner = None
+    if stats is not None:
+        left, right = left.to(stats.hessian.device), right.to(stats.hessian.device)
+        inner = InputStatistics(matmul(matmul(right, stats.hessian), right.T), stats.tokens)
+    first = integers(quantize(method, left, inner, settings).code)
+    fitted = best_right(first.dense().to(left.device), matmul(left, right))
+    return LowRank(first, integers(quantize(method, fitted, stats, settings).code))
+
+
+def foresee_factors_of(method: str, settings: QuantizeSettings, spec: Spec) -> dict[str, Any]:
+    """Return the spec of a low-rank matrix with ``spec`` once its factors are quantized."""
+    sides = {side: foresee(method, settings, matrix_shape(spec[side]), spec[side]["dtype"]) for side in SIDES}
+    return {**spec, **sides}
 
 
 def foresee(method: str, settings: QuantizeSettings, shape: tuple[int, int], dtype: str) -> dict[str, Any]:

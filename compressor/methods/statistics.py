@@ -47,11 +47,15 @@ class InputStatistics:
         tokens: how many rows x were summed.
         drift: (n, n) fp32, sum over tokens of (x' - x) x^T, where x' is the input behind untouched blocks; None when
             that was not asked for.
+        total: (n,) fp32, sum over tokens of x; None when that was not asked for.
+        absolute: (n,) fp32, sum over tokens of |x|; likewise.
     """
 
     hessian: Tensor
     tokens: int
     drift: Tensor | None = None
+    total: Tensor | None = None
+    absolute: Tensor | None = None
     _factors: dict[float, InverseFactor] = field(default_factory=dict, repr=False, compare=False)
 
     def factor(self, damp: float) -> InverseFactor:
@@ -98,6 +102,15 @@ def accumulate_drift(drift: Tensor, before: Tensor, x: Tensor) -> None:
     before, x = (rows.to(device=drift.device, dtype=drift.dtype) for rows in (before, x))
     with steady(*drift.shape):
         drift.addmm_((before - x).T, x)
+
+
+def accumulate_moments(statistics: InputStatistics, x: Tensor) -> None:
+    """Add the sums over tokens of x and of |x| to ``statistics``; ``x`` (tokens, n) of any float dtype."""
+    x = x.to(device=statistics.hessian.device, dtype=statistics.hessian.dtype)
+    with one_thread():  # how a sum is divided decides its bits
+        total, absolute = x.sum(0), x.abs().sum(0)
+    statistics.total = total if statistics.total is None else statistics.total + total
+    statistics.absolute = absolute if statistics.absolute is None else statistics.absolute + absolute
 
 
 def damped(hessian: Tensor, damp: float, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -10,18 +10,34 @@ from typing import Any
 from compressor.engine.skeleton import Linear
 from compressor.formats import nbytes
 from compressor.formats.parts import dtype_name
+from compressor.methods.decompose_settings import DecomposeSettings
+from compressor.methods.decomposers import foresee_low_rank
 from compressor.methods.masks import count
-from compressor.methods.quantizers import foresee
+from compressor.methods.quantize_settings import QuantizeSettings
+from compressor.methods.quantizers import foresee, foresee_factors_of
 from compressor.methods.settings import PruneSettings
-from compressor.run.recipe import WITHOUT_ZERO, Stage
+from compressor.run.recipe import FACTORS, WITHOUT_ZERO, Stage
 
 MASKS = ("bitmask", "nm")
 """Formats whose values can be worked on: a mask, and the kept weights as they were."""
 
 
-def foreseen_spec(stage: Stage, linear: Linear) -> dict[str, Any]:
-    """Manifest entry of a linear after a stage. Sizes that depend on the values are estimated."""
+def foreseen_spec(
+    stage: Stage, linear: Linear, before: Mapping[str, Any] | None = None, rank: int | None = None
+) -> dict[str, Any]:
+    """Manifest entry of a linear after a stage. Sizes that depend on the values are estimated.
+
+    Args:
+        before: its entry before the stage; None for a dense matrix.
+        rank: of a decomposing stage; None where the matrix stays whole.
+    """
     settings = stage.settings_of(linear.name)
+    if isinstance(settings, DecomposeSettings):
+        if rank is None and before is not None:
+            return dict(before)
+        return foresee_low_rank(settings, linear.shape, dtype_name(linear.dtype), rank)
+    if isinstance(settings, QuantizeSettings) and before is not None and before["format"] == "low-rank":
+        return foresee_factors_of(stage.name, settings, before)
     if not isinstance(settings, PruneSettings):
         return foresee(stage.name, settings, linear.shape, dtype_name(linear.dtype))
     m, n = linear.shape
@@ -46,10 +62,14 @@ def violations(stage: Stage, linear: Linear, packed: Mapping[str, Any] | None, *
         packed: manifest entry of the linear in a source that compressor has written.
         first: whether the stage is the recipe's first, so that it meets the source itself.
     """
+    if packed is not None and packed["format"] == "low-rank" and first:
+        return _against_factors(stage, linear, packed)
     if packed is not None and packed["format"] not in MASKS:
-        done = {"prune": "pruned", "quantize": "quantized again"}[stage.kind]
+        done = {"prune": "pruned", "quantize": "quantized again", "decompose": "decomposed"}[stage.kind]
         return [f"{linear.name} is already quantized ({packed['format']}) and cannot be {done}; start from its source"]
     settings = stage.settings_of(linear.name)
+    if isinstance(settings, DecomposeSettings):
+        return []
     if not isinstance(settings, PruneSettings):
         if packed is not None and (stage.name in WITHOUT_ZERO or settings.correct):
             what = stage.name if stage.name in WITHOUT_ZERO else "a corrected code"
@@ -70,6 +90,18 @@ def violations(stage: Stage, linear: Linear, packed: Mapping[str, Any] | None, *
             "ask for more, or start from its source"
         )
     return found
+
+
+def _against_factors(stage: Stage, linear: Linear, packed: Mapping[str, Any]) -> list[str]:
+    """Rules that a stage breaks on a matrix that the source holds as a product."""
+    if stage.kind != "quantize":
+        return [f"{linear.name} is already decomposed and cannot be {stage.kind}d; start from its source"]
+    if "dense" not in (packed["left"]["format"], packed["right"]["format"]):
+        return [f"{linear.name} is already decomposed, its factors are integers; start from its source"]
+    settings = stage.settings
+    if stage.name not in FACTORS or getattr(settings, "correct", False) or getattr(settings, "tune_steps", False):
+        return [f"{linear.name} is decomposed: factors are quantized by {' or '.join(FACTORS)} alone; --method gptq"]
+    return []
 
 
 def _zero_share(spec: Mapping[str, Any]) -> float:

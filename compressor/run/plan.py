@@ -22,6 +22,7 @@ from compressor.run.container import Container, container_of
 from compressor.run.embeddings import embedding_violations, foreseen_specs
 from compressor.run.foresee import foreseen_spec, violations
 from compressor.run.planes import foreseen_planes, too_few_bits
+from compressor.run.ranks import plain_ranks, too_small
 from compressor.run.recipe import Recipe, Stage
 from compressor.run.settings import OutputSettings
 
@@ -202,11 +203,18 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     broken: list[str] = []
     for asked, linears in zip(recipe.stages, targets, strict=True):
         broken += too_few_bits(asked, linears)
+        ranks: dict[str, int | None] = {}
+        if asked.kind == "decompose":
+            small = too_small(asked, linears, skeleton)
+            broken += small
+            ranks = plain_ranks(asked, linears, skeleton) if not small else ranks
         stage = foreseen_planes(asked, linears)
         for linear in linears:
             packed = skeleton.packed.get(linear.name)
             broken += violations(stage, linear, packed, first=asked is recipe.stages[0])
-            specs[linear.name] = foreseen_spec(stage, linear)
+            entry = foreseen_spec(stage, linear, specs.get(linear.name, packed), ranks.get(linear.name))
+            if asked.kind != "decompose" or entry["format"] != "dense":
+                specs[linear.name] = entry
     specs |= foreseen_specs(skeleton, recipe)
     broken += embedding_violations(skeleton, recipe)
     if recipe.save == "packed":

@@ -13,12 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from compressor.calibration.folders import data_folder
 from compressor.errors import UserError, nearest
+from compressor.methods.decompose_settings import DECOMPOSE_METHODS, DecomposeSettings
 from compressor.methods.quantize_settings import QUANTIZE_METHODS, QuantizeSettings
 from compressor.methods.settings import PRUNE_METHODS, PruneSettings
 from compressor.run.settings import CalibrationSettings, EvaluationSettings, OutputSettings
 
-Settings = PruneSettings | QuantizeSettings
-STAGES: dict[str, Mapping[str, type[Settings]]] = {"prune": PRUNE_METHODS, "quantize": QUANTIZE_METHODS}
+Settings = PruneSettings | QuantizeSettings | DecomposeSettings
+STAGES: dict[str, Mapping[str, type[Settings]]] = {
+    "prune": PRUNE_METHODS,
+    "quantize": QUANTIZE_METHODS,
+    "decompose": DECOMPOSE_METHODS,
+}
 """Kind of stage -> its methods' settings classes."""
 
 PER_STAGE = (
@@ -32,6 +37,23 @@ PER_STAGE = (
     "tune_rate",
     "preprocess",
 )  # mean nothing for a single matrix
+
+WHOLE_MODEL = (
+    "keep_params",
+    "target_size",
+    "ranks",
+    "fit",
+    "dense_share",
+    "weighting",
+    "drift",
+    "in_order",
+    "rounds",
+    "steps",
+)
+"""The same of decomposing stages."""
+
+FACTORS = ("gptq", "rtn")
+"""Quantizing methods that can work on the factors of a decomposed matrix."""
 
 WITHOUT_ZERO = ("pb-llm", "ptq161")
 """Quantizing methods whose format cannot keep a pruned weight at zero."""
@@ -74,6 +96,8 @@ class Stage(BaseModel):
     @property
     def needs_reference(self) -> bool:
         """Whether the calibration windows are also sent through the model as the stage found it."""
+        if isinstance(self.settings, DecomposeSettings):
+            return self.settings.needs_dense
         return self.tuned or self.prepared or getattr(self.settings, "drift", 0) > 0
 
     @property
@@ -150,7 +174,8 @@ def _overrides(
             re.compile(str(regex))
         except re.error as error:
             raise UserError(f"{where}: override {regex!r} is not a regular expression: {error}") from error
-        if misplaced := [key for key in given if key in PER_STAGE]:
+        whole = PER_STAGE + (WHOLE_MODEL if issubclass(model, DecomposeSettings) else ())
+        if misplaced := [key for key in given if key in whole]:
             raise UserError(f"{where}: {misplaced[0]!r} belongs to the whole stage, not to override {regex!r}")
         found.append((str(regex), validated(model, {**settings, **given}, f"{where}, override {regex!r}")))
     return tuple(found)
@@ -218,6 +243,9 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
                 f"stage {number} ({later.kind}) cannot follow {earlier.label}: its codes are final",
                 fix="prune first, quantize last",
             )
+        if earlier.kind == "decompose":
+            _check_after_factors(number, earlier, later)
+            continue
         if getattr(later.settings, "correct", 0):
             raise UserError(
                 f"stage {number} corrects its codes after {earlier.label}: a sum cannot say zero",
@@ -228,7 +256,7 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
                 f"stage {number} ({later.name}) cannot follow {earlier.label}: a sign cannot say zero",
                 fix="leave one of the two out, or quantize by gptq or trit-planes",
             )
-        if isinstance(later.settings, QuantizeSettings) or isinstance(earlier.settings, QuantizeSettings):
+        if not isinstance(later.settings, PruneSettings) or not isinstance(earlier.settings, PruneSettings):
             continue
         if later.settings.allocation == "owl":
             raise UserError(
@@ -241,6 +269,28 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
                 f"stage {number} asks for sparsity {after:g}, stage {number - 1} already leaves {before:g}",
                 fix="sparsities along a chain must rise",
             )
+
+
+def _check_after_factors(number: int, earlier: Stage, later: Stage) -> None:
+    """Refuse what cannot be done to the factors of a decomposed matrix."""
+    if later.kind != "quantize":
+        raise UserError(
+            f"stage {number} ({later.kind}) cannot follow {earlier.label}: products cannot be {later.kind}d again",
+            fix="prune first, then decompose, then quantize",
+        )
+    if getattr(earlier.settings, "factor_bits", 16) != 16:
+        raise UserError(
+            f"stage {number} cannot quantize after {earlier.label}: its factors are integers already",
+            fix="leave --factor-bits out of the decomposition",
+        )
+    settings = later.settings
+    assert isinstance(settings, QuantizeSettings)  # the only kind left
+    if later.name not in FACTORS or settings.correct or settings.tune_steps:
+        what = later.name if later.name not in FACTORS else "a corrected code" if settings.correct else "learning"
+        raise UserError(
+            f"stage {number} ({what}) cannot follow {earlier.label}: factors are quantized by {' or '.join(FACTORS)}",
+            fix="--method gptq, without --correct and --tune-steps",
+        )
 
 
 def load_recipe(path: str) -> Recipe:

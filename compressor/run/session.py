@@ -36,6 +36,7 @@ class Run:
         runner: runs the blocks, and what is outside of them as the source has it.
         coded: runs what is outside of the blocks as the output has it.
         stages: those of the recipe, with everything settled that a survey of the model decides.
+        ranks: of each stage, linear name -> components that are kept; None: the matrix stays whole.
         codes: module path -> code of the embeddings, where these are compressed.
     """
 
@@ -50,6 +51,7 @@ class Run:
     journal: Journal
     voice: Voice
     stages: list[Stage] = field(default_factory=list)
+    ranks: list[dict[str, int | None]] = field(default_factory=list)
     codes: dict[str, GroupInt] = field(default_factory=dict)
     streams: dict[str, Stream] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -37,6 +37,7 @@ from compressor.report.schema import Report
 from compressor.run import finish, write
 from compressor.run.allocate import survey
 from compressor.run.baseline import baseline_weight
+from compressor.run.decompose import decompose_block
 from compressor.run.embeddings import code_embeddings, coded_runner
 from compressor.run.folding import fold_scales
 from compressor.run.inputs import Inputs, load_inputs, probe_ids
@@ -44,6 +45,7 @@ from compressor.run.plan import Plan, make_plan
 from compressor.run.plane_survey import survey_planes
 from compressor.run.planes import settled
 from compressor.run.progress import Voice, quiet
+from compressor.run.rank_survey import survey_ranks
 from compressor.run.recipe import Recipe
 from compressor.run.session import Options, Run
 from compressor.run.transform import BlockWork, apply_stage, open_block, pack_block
@@ -175,6 +177,10 @@ def _prepare(run: Run) -> None:
     if "planes" not in run.journal.facts:
         run.journal.facts["planes"] = [survey_planes(run, number) for number in range(len(run.recipe.stages))]
         run.journal.write()
+    if "ranks" not in run.journal.facts:
+        run.journal.facts["ranks"] = [survey_ranks(run, number) for number in range(len(run.recipe.stages))]
+        run.journal.write()
+    run.ranks = run.journal.facts["ranks"]
     run.stages = [
         settled(stage, found) for stage, found in zip(run.recipe.stages, run.journal.facts["planes"], strict=True)
     ]
@@ -225,6 +231,13 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
     for number, stage in enumerate(run.stages):
         chosen = [linear for linear in run.plan.targets[number] if linear.block == block]
         stream = run.streams.get(f"stage {number}")
+        if stage.kind == "decompose":
+            since = time.perf_counter()
+            seen = decompose_block(run, number, block, chosen, work)
+            experts = finish.expert_tokens(chosen, seen) if seen is not None else experts
+            run.timed("solving", since)
+            _pass_on(run, block, stream)
+            continue
         reference = run.streams.get(f"stage {number} before")
         seen, since = None, time.perf_counter()
         if stream is not None and chosen:
@@ -247,10 +260,7 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
             since = time.perf_counter()
             tune_stage(stage, chosen, work, before, run.runner, block, stream, reference.states)
             run.timed("learning", since)
-        since = time.perf_counter()
-        if stream is not None and block < run.blocks - 1:
-            run.runner.step(block, stream)
-        run.timed("passing on calibration states", since)
+        _pass_on(run, block, stream)
     since = time.perf_counter()
     for name in ("compressed", "probe"):
         if name in run.streams:
@@ -263,6 +273,13 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
     run.runner.release_block(block)
     run.timed("packing and writing", since)
     return {"specs": specs, "layers": list(work.layers.values()), "baseline": baseline, "experts": experts}
+
+
+def _pass_on(run: Run, block: int, stream: Stream | None) -> None:
+    since = time.perf_counter()
+    if stream is not None and block < run.blocks - 1:
+        run.runner.step(block, stream)
+    run.timed("passing on calibration states", since)
 
 
 def _baseline(run: Run, block: int, linears: list[Linear], work: BlockWork) -> dict[str, Any] | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from compressor.engine.forward import BlockRunner
 from compressor.engine.observe import Observation
 from compressor.engine.skeleton import Linear, Skeleton
-from compressor.formats import Dense, Masked, Representation, SparseInt, nbytes, pack
+from compressor.formats import Dense, LowRank, Masked, Representation, SparseInt, nbytes, pack
 from compressor.methods.quadratic import layer_error
-from compressor.methods.quantizers import quantize
+from compressor.methods.quantize_settings import QuantizeSettings
+from compressor.methods.quantizers import quantize, quantize_factors
 from compressor.methods.settings import PruneSettings
 from compressor.methods.statistics import InputStatistics
 from compressor.methods.table import FactorizationError, Pruned, solve
@@ -100,11 +103,11 @@ def apply_stage(
     """
     for linear in linears:
         began = time.perf_counter()
-        statistics, fallback = _usable(linear, seen, total_tokens)
+        statistics, fallback = usable(linear, seen, total_tokens)
         before = work.weights[linear.name]
         weight = before.dense().to(runner.device, torch.float32)
-        frozen = _pruned_before(before, weight)
-        after, notes, fallback = _solve(stage, linear, weight, statistics, fallback, sparsity, frozen)
+        frozen = None if isinstance(before, LowRank) else _pruned_before(before, weight)
+        after, notes, fallback = _solve(stage, linear, before, weight, statistics, fallback, sparsity, frozen)
         value = install(work, linear, after, runner)
         error = None
         if statistics is not None:
@@ -141,6 +144,19 @@ def install(work: BlockWork, linear: Linear, after: Representation, runner: Bloc
     return value
 
 
+def remark(work: BlockWork, linear: Linear, notes: Iterable[str]) -> None:
+    """Add sentences to what the report will say of a linear."""
+    work.layers[linear.name]["notes"] = [*work.layers[linear.name].get("notes", []), *notes]
+
+
+def shift_bias(work: BlockWork, runner: BlockRunner, name: str, shift: Tensor) -> None:
+    """Add ``shift`` (m,) to a bias, here and in the loaded block."""
+    stored = work.folded[name] if name in work.folded else runner.skeleton.read(name)
+    work.unfolded.setdefault(name, stored)
+    work.folded[name] = (stored.float() + shift.cpu()).to(stored.dtype)
+    runner.set_weight(name, work.folded[name])
+
+
 def _pruned_before(representation: Representation, weight: Tensor) -> Tensor | None:
     """Positions (m, n) that an earlier stage or, in a plain checkpoint, an earlier tool has pruned."""
     if isinstance(representation, Masked):
@@ -154,7 +170,8 @@ def is_starved(name: str, tokens: int, total: int) -> bool:
     return ".experts." in name and tokens < max(STARVED_TOKENS, STARVED_SHARE * total)
 
 
-def _usable(linear: Linear, seen: Observation | None, total: int) -> tuple[InputStatistics | None, str | None]:
+def usable(linear: Linear, seen: Observation | None, total: int) -> tuple[InputStatistics | None, str | None]:
+    """The statistics of a linear's input, taken out of ``seen``, or why they are of no use."""
     if seen is None:
         return None, None
     statistics = seen.statistics.pop(linear.name)  # the last user lets go of Hessian and factor
@@ -168,6 +185,7 @@ def _usable(linear: Linear, seen: Observation | None, total: int) -> tuple[Input
 def _solve(
     stage: Stage,
     linear: Linear,
+    before: Representation,
     weight: Tensor,
     statistics: InputStatistics | None,
     fallback: str | None,
@@ -181,7 +199,9 @@ def _solve(
         if isinstance(settings, PruneSettings):
             pruned = solve(stage.name, weight, stats, settings, sparsity, frozen)
             return _masked(pruned, settings, linear.dtype), list(pruned.notes)
-        quantized = quantize(stage.name, weight, stats, settings, frozen)
+        if isinstance(before, LowRank):
+            return quantize_factors(stage.name, before, stats, as_quantize(settings)), []
+        quantized = quantize(stage.name, weight, stats, as_quantize(settings), frozen)
         return quantized.code, list(quantized.notes)
 
     instead = WITHOUT_DATA[stage.kind]
@@ -193,6 +213,12 @@ def _solve(
         after, notes = attempt(None)
         fallback = str(error)
     return after, notes, fallback and f"{fallback}: {instead}"
+
+
+def as_quantize(settings: BaseModel) -> QuantizeSettings:
+    """The settings, known to be those of a quantizing method."""
+    assert isinstance(settings, QuantizeSettings)
+    return settings
 
 
 def _masked(pruned: Pruned, settings: PruneSettings, dtype: torch.dtype) -> Representation:

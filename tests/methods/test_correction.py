@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor.formats import GroupInt, LowRank, Sum
 from compressor.methods import low_rank
-from compressor.methods.correction import balanced, best_right
+from compressor.methods.factors import balanced, best_right
 from compressor.methods.learned import FlexRoundLearner, SumLearner, TritLearner
 from compressor.methods.low_rank import whitened_low_rank
 from compressor.methods.quantize_settings import GptqSettings, QuantizeSettings, RtnSettings, TritPlanesSettings

@@ -1,0 +1,231 @@
+"""The settings of the decomposing methods: one frozen class each; the descriptions are help and recipe schema."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from compressor.methods.settings import valid_regexes
+
+SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that ``"750MB"`` or ``"1.5 GiB"`` stands for.
+
+    Raises:
+        ValueError: ``text`` is no size; the message says what was expected.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?b)\s*", text, re.IGNORECASE)
+    if match is None or match[2].upper() not in SIZE_UNITS:
+        raise ValueError(f"{text!r} should be a size such as 750MB or 1.5GiB")
+    return int(float(match[1]) * SIZE_UNITS[match[2].upper()])
+
+
+class DecomposeSettings(BaseModel):
+    """What every decomposing method takes. One of `keep_params`, `target_size` and `rank`; keep_params 0.8 by default.
+
+    Where a product of factors would be no smaller than the matrix, the matrix stays as it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+
+    keep_params: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="share of the parameters of all matrices that is kept (0.8 by default); parameters of factors in "
+        "8 or 4 bits count as half or a quarter",
+    )
+    target_size: str | None = Field(
+        None, description="size of the weight files, such as 750MB, instead of keep_params: everything in them counts"
+    )
+    rank: int | None = Field(None, ge=1, description="the same rank for every matrix, instead of keep_params")
+    ranks: Literal["uniform", "energy", "welore", "dobi"] = Field(
+        "uniform",
+        description="uniform: the same share of every matrix; energy: where it costs the least loss, by the curvature "
+        "of the loss on the calibration text; welore: one threshold on all normalised spectra; dobi: positions learned "
+        "on the calibration text",
+    )
+    factor_bits: Literal[16, 8, 4] = Field(16, description="bits of the factors' entries; 16 is fp16")
+    include: tuple[str, ...] = Field((), description="decompose only modules whose name matches one of these regexes")
+    exclude: tuple[str, ...] = Field((), description="leave out modules whose name matches one of these regexes")
+    damp: float = Field(
+        0.01, gt=0, lt=1, description="damping of second moments where they are inverted, relative to their diagonal"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_share(cls, data: Any) -> Any:
+        if isinstance(data, dict) and all(data.get(key) is None for key in ("keep_params", "target_size", "rank")):
+            return {**data, "keep_params": 0.8}
+        return data
+
+    @field_validator("target_size")
+    @classmethod
+    def _check_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_size(value)
+        return value
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _check_regexes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return valid_regexes(value)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> DecomposeSettings:
+        given = [key for key in ("keep_params", "target_size", "rank") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: give one")
+        if self.rank is not None and self.ranks != "uniform":
+            raise ValueError(f"rank {self.rank} is for every matrix, and ranks {self.ranks} chooses: give one")
+        return self
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration inputs are needed: for the fit, or to choose ranks."""
+        return True
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether the calibration windows are also sent through the untouched model while it is decomposed."""
+        return False
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether the whole model is looked at before the first matrix is decomposed."""
+        return self.rank is None and self.ranks != "uniform"
+
+    @property
+    def budget(self) -> str:
+        """What is asked for, in a few words."""
+        if self.rank is not None:
+            return f"rank {self.rank}"
+        return self.target_size or f"{self.keep_params:.0%}"
+
+    def label(self, method: str) -> str:
+        """The stage in a few words."""
+        ranks = f" {self.ranks}" if self.surveyed else ""
+        bits = "" if self.factor_bits == 16 else f" {self.factor_bits}-bit factors"
+        return f"{method}{ranks} {self.budget}{bits}"
+
+
+class SvdSettings(DecomposeSettings):
+    """Plain SVD: the best product of that rank for the weights alone. No data needed."""
+
+    ranks: Literal["uniform", "welore"] = Field(
+        "uniform", description=DecomposeSettings.model_fields["ranks"].description
+    )
+
+    @property
+    def needs_data(self) -> bool:
+        """Never."""
+        return False
+
+
+class WeloreSettings(SvdSettings):
+    """WeLore: plain SVD, ranks by one threshold on all normalised spectra; made for fine-tuning the factors."""
+
+    ranks: Literal["welore"] = Field("welore", description=DecomposeSettings.model_fields["ranks"].description)
+
+    @model_validator(mode="after")
+    def _check_rank(self) -> WeloreSettings:
+        if self.rank is not None:
+            raise ValueError("welore chooses the ranks: give keep_params or target_size instead of rank")
+        return self
+
+
+class AsvdSettings(DecomposeSettings):
+    """ASVD: SVD of the weights times a power of the mean size of their inputs."""
+
+    ranks: Literal["uniform"] = Field("uniform", description=DecomposeSettings.model_fields["ranks"].description)
+    alpha: float = Field(0.5, ge=0, le=2, description="power of the mean size of an input")
+
+
+class SvdLlmSettings(DecomposeSettings):
+    """The best product of that rank for the outputs on the calibration text (SVD-LLM, in closed form)."""
+
+    ranks: Literal["uniform", "energy", "welore", "dobi"] = Field(
+        "energy", description=DecomposeSettings.model_fields["ranks"].description
+    )
+    fit: Literal["default", "paper"] = Field(
+        "default",
+        description="default: errors weighted by what they cost at the loss, fitted to the outputs of the untouched "
+        "model, layer after layer; paper: as published, from the inputs of the untouched model, with uniform ranks",
+    )
+    dense_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the untouched model's inputs in the statistics; the rest is of the inputs behind what is "
+        "already decomposed (fit paper: 1)",
+    )
+    weighting: Literal["loss", "output"] = Field(
+        "loss", description="what an error of an output counts: what it costs at the loss, or every one the same"
+    )
+    drift: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="aim at the outputs of the untouched model: share of what the inputs have drifted that is made up "
+        "for",
+    )
+    in_order: bool = Field(
+        True, description="settle the matrices of a block one after the other, each on inputs that the others have made"
+    )
+    rounds: int = Field(
+        2, ge=1, le=10, description="how often ranks are chosen, each time on the model as truncated the time before"
+    )
+    steps: int = Field(60, ge=1, description="dobi: steps of learning the positions of truncation")
+    bias: bool = Field(True, description="change the biases of layers that have one so that the mean output stays")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("fit") == "paper":
+            plain = {"ranks": "uniform", "dense_share": 1.0, "weighting": "output", "drift": 0.0, "in_order": False}
+            return {**plain, "bias": False, **data}
+        if isinstance(data, dict) and data.get("rank") is not None and "ranks" not in data:
+            return {**data, "ranks": "uniform"}
+        return data
+
+    @property
+    def needs_dense(self) -> bool:
+        """For drift, and for statistics of the untouched model."""
+        return self.drift > 0 or self.dense_share > 0
+
+    @property
+    def surveyed(self) -> bool:
+        """To choose ranks, and to find out what errors cost at the loss."""
+        return super().surveyed or self.weighting == "loss"
+
+    def label(self, method: str) -> str:
+        """The stage in a few words."""
+        return super().label(method) + ("" if self.fit == "default" else f" {self.fit}")
+
+
+class DobiSettings(SvdLlmSettings):
+    """Dobi-SVD: as svd-llm, and how many components each matrix keeps is learned on the calibration text."""
+
+    ranks: Literal["dobi"] = Field("dobi", description=DecomposeSettings.model_fields["ranks"].description)
+
+
+class CordaSettings(DecomposeSettings):
+    """CorDA: components ordered by what they do on the calibration text, to be fine-tuned as an adapter."""
+
+    ranks: Literal["uniform"] = Field("uniform", description=DecomposeSettings.model_fields["ranks"].description)
+
+
+DECOMPOSE_METHODS: dict[str, type[DecomposeSettings]] = {
+    "svd": SvdSettings,
+    "asvd": AsvdSettings,
+    "svd-llm": SvdLlmSettings,
+    "dobi": DobiSettings,
+    "welore": WeloreSettings,
+    "corda": CordaSettings,
+}
+"""The settings class of every decomposing method."""

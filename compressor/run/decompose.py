@@ -1,0 +1,149 @@
+"""A decomposing stage on one block: matrix after matrix replaced by a product, in the order in which they are used."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compressor.engine.forward import Stream
+from compressor.engine.observe import Observation, observe
+from compressor.engine.skeleton import Linear
+from compressor.methods.decompose_settings import SvdLlmSettings
+from compressor.methods.decomposers import decompose
+from compressor.methods.quadratic import layer_error
+from compressor.methods.statistics import FactorizationError, InputStatistics
+from compressor.run.rank_survey import as_held, cost_of
+from compressor.run.ranks import rank_note, settings_of
+from compressor.run.recipe import Stage
+from compressor.run.session import Run
+from compressor.run.transform import BlockWork, install, remark, shift_bias, usable
+
+WITHOUT_DATA = "decomposed by its weights alone"
+
+
+def decompose_block(run: Run, number: int, block: int, linears: list[Linear], work: BlockWork) -> Observation | None:
+    """Decompose ``linears`` of a loaded block by stage ``number``, and send its reference stream through the block.
+
+    Returns:
+        What was seen of all inputs first; None for a stage without data.
+    """
+    stage = run.stages[number]
+    stream, reference = run.streams.get(f"stage {number}"), run.streams.get(f"stage {number} before")
+    before = {
+        f"{linear.name}.weight": as_held(run, linear, work.weights[linear.name].dense()) for linear in linears
+    } | {name: run.runner.loaded(name) for name in biases(run, linears)}
+    seen = None
+    if stream is None:
+        _settle(run, number, linears, work, None, 0)
+    else:
+        first = seen = _observed(run, stage, block, linears, stream, reference, before)
+        for step, members in enumerate(steps(stage, linears, first)):
+            if step:
+                first = _observed(run, stage, block, members, stream, reference, before)
+            _settle(run, number, members, work, first, stream.ids.numel())
+    if reference is not None:
+        with torch.no_grad():
+            for batch, span in reference.batches():
+                reference.states[span] = run.runner.forward_with(block, reference, batch, span, before).cpu()
+    return seen
+
+
+def steps(stage: Stage, linears: Sequence[Linear], seen: Observation) -> list[list[Linear]]:
+    """Groups of linears that are settled together: by their inputs, in the order of use; or all at once."""
+    settings = stage.settings
+    if not isinstance(settings, SvdLlmSettings) or not settings.in_order:
+        return [list(linears)]
+    leader: dict[int, str] = {}
+    groups: dict[str, list[Linear]] = {}
+    for linear in linears:
+        kind = leader.setdefault(id(seen.statistics[linear.name]), linear.kind)
+        same = next((other for other, members in groups.items() if any(m.kind == linear.kind for m in members)), kind)
+        groups.setdefault(same, []).append(linear)
+    return list(groups.values())
+
+
+def biases(run: Run, linears: Sequence[Linear]) -> list[str]:
+    """Names of the biases that the source holds for these linears."""
+    return [name for linear in linears if (name := f"{linear.name}.bias") in run.skeleton.origins]
+
+
+def _observed(
+    run: Run,
+    stage: Stage,
+    block: int,
+    linears: list[Linear],
+    stream: Stream,
+    reference: Stream | None,
+    before: dict[str, Tensor],
+) -> Observation:
+    """Statistics of the inputs, of what is compressed already, of the untouched model, or a mixture."""
+    settings = stage.settings
+    share = settings.dense_share if isinstance(settings, SvdLlmSettings) else 0.0
+    drifted = isinstance(settings, SvdLlmSettings) and settings.drift > 0
+    runner = run.runner
+    if share and reference is not None:
+        dense = observe(runner, block, linears, reference, weights=before, moments=True)
+        if share == 1:
+            return dense
+    seen = observe(runner, block, linears, stream, reference if drifted else None, untouched=before, moments=True)
+    if share and reference is not None:
+        mixed = {id(statistics): statistics for statistics in seen.statistics.values()}
+        partner = {id(seen.statistics[name]): dense.statistics[name] for name in seen.statistics}
+        for key, statistics in mixed.items():
+            _mix(statistics, partner[key], share)
+    return seen
+
+
+def _mix(here: InputStatistics, dense: InputStatistics, share: float) -> None:
+    """Make ``here`` the mean of both, in place; ``share`` is that of ``dense``."""
+    for field in ("hessian", "total", "absolute"):
+        mine, other = getattr(here, field), getattr(dense, field)
+        if mine is not None and other is not None:
+            setattr(here, field, torch.lerp(mine, other, share))
+
+
+def _settle(
+    run: Run,
+    number: int,
+    linears: Sequence[Linear],
+    work: BlockWork,
+    seen: Observation | None,
+    tokens: int,
+) -> None:
+    """Decompose matrices with what was seen of their inputs; put them into ``work`` and into the loaded block."""
+    stage = run.stages[number]
+    for linear in linears:
+        began = time.perf_counter()
+        rank = run.ranks[number][linear.name]
+        statistics, fallback = usable(linear, seen, tokens)
+        remark(work, linear, [rank_note(linear, rank)])
+        if rank is None:
+            continue
+        weight = work.weights[linear.name].dense().to(run.runner.device, torch.float32)
+        settings, bias = settings_of(stage, linear), f"{linear.name}.bias"
+        cost = cost_of(run, number, linear) if statistics is not None else None
+        cost = None if cost is None else cost.to(run.runner.device)
+        has_bias = bias in run.skeleton.origins
+        try:
+            found = decompose(weight, statistics, settings, rank, cost, has_bias=has_bias)
+        except FactorizationError as failure:
+            found, statistics, fallback = decompose(weight, None, settings, rank), None, str(failure)
+        value = install(work, linear, found.code, run.runner)
+        error = None
+        if statistics is not None:
+            value = value.to(run.runner.device, torch.float32)
+            error = layer_error(weight, value, statistics.hessian)[1]
+        if found.bias is not None:
+            shift_bias(work, run.runner, bias, found.bias)
+        remark(work, linear, found.notes)
+        work.layers[linear.name] |= {
+            "method": stage.name,
+            "relative_error": error,
+            "tokens": statistics.tokens if statistics is not None else (0 if fallback else None),
+            "seconds": work.layers[linear.name].get("seconds", 0.0) + time.perf_counter() - began,
+            "rungs": list(statistics.rungs) if statistics is not None else [],
+            "fallback": fallback and f"{fallback}: {WITHOUT_DATA}",
+        }

@@ -1,0 +1,293 @@
+"""Before the first matrix is decomposed: what every component of every matrix is worth at the loss of the whole model.
+
+The curvature of the loss with respect to a linear's weight is taken to be a product, F for its outputs and H for its
+inputs (K-FAC, arXiv 1503.05671): F the second moment of the loss's gradient at the output for tokens that the model
+itself would say, which is the Fisher information, and H that of the input. Under both, leaving out a component costs
+its value (`subspace`), in the same unit for every matrix. Truncation takes the model far from where it was measured, so
+F is measured again on the model as truncated the time before, and averaged over the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from compressor.engine.backward import loss_backward, seen_linears
+from compressor.engine.skeleton import Linear
+from compressor.errors import UserError
+from compressor.methods.decompose_settings import DecomposeSettings, SvdLlmSettings
+from compressor.methods.decomposers import take_apart
+from compressor.methods.gates import Room
+from compressor.methods.ranks import Rank, energy_ranks, total, uniform_ranks, welore_ranks
+from compressor.methods.statistics import InputStatistics, accumulate
+from compressor.methods.subspace import Components, in_basis
+from compressor.run.gates import learn_gates
+from compressor.run.ranks import budget_of, plain_ranks, price_of, settings_of
+from compressor.run.recipe import Stage
+from compressor.run.session import Run
+from compressor.run.transform import is_starved
+
+SURVEYED_TOKENS = 16384
+"""As many calibration tokens are sent forwards and backwards through the model, in every round."""
+
+
+@dataclass
+class Survey:
+    """What is known of the matrices of a stage while their ranks are chosen; lists are in the order of ``linears``.
+
+    Attributes:
+        folder: where components and costs of every block lie.
+        values: linear name -> (p,) fp64, falling, the loss that each component adds when it is left out.
+        costs: linear name -> F in the coordinates of its outputs, summed over rounds; of one block at a time.
+        tokens: linear name -> tokens that reached it.
+    """
+
+    run: Run
+    number: int
+    stage: Stage
+    linears: list[Linear]
+    folder: Path
+    values: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    def of(self, block: int) -> list[Linear]:
+        """The matrices of one block."""
+        return [linear for linear in self.linears if linear.block == block]
+
+
+def survey_ranks(run: Run, number: int) -> dict[str, Rank]:
+    """Choose the ranks of stage ``number``, by linear name; for a stage of another kind, none.
+
+    Raises:
+        UserError: a budget that cannot be met, or no calibration windows.
+    """
+    stage = run.recipe.stages[number]
+    settings = stage.settings
+    if not isinstance(settings, DecomposeSettings):
+        return {}
+    linears = list(run.plan.targets[number])
+    if not settings.surveyed:
+        return plain_ranks(stage, linears, run.skeleton)
+    if not isinstance(settings, SvdLlmSettings):
+        values = {linear.name: take_apart(_weight(run, linear), None, settings).values for linear in linears}
+        return _chosen(run, stage, linears, values)
+    if run.inputs.calibration is None:
+        raise UserError("choosing ranks needs calibration text", fix="--calibration FILE")
+    folder = run.journal.folder / f"survey-{number}"
+    folder.mkdir(exist_ok=True)
+    survey = Survey(run, number, stage, linears, folder)
+    ranks: dict[str, Rank] = {}
+    rounds = settings.rounds if settings.ranks != "uniform" else 1
+    with run.voice.progress(rounds) as ticker:
+        for turn in range(rounds):
+            ticker.now("surveying what components are worth")
+            _measure(survey, ranks, turn)
+            ranks = _settle(survey, turn)
+            ticker.advance()
+    if settings.ranks == "dobi":
+        ranks = _learned(survey, ranks)
+    for block in range(run.blocks):
+        _components_file(folder, block).unlink(missing_ok=True)
+    return ranks
+
+
+def cost_of(run: Run, number: int, linear: Linear) -> Tensor | None:
+    """What errors at the outputs of a linear cost by the survey of stage ``number``; None: every one the same."""
+    settings = settings_of(run.recipe.stages[number], linear)
+    if not isinstance(settings, SvdLlmSettings) or settings.weighting != "loss":
+        return None
+    file = _costs_file(run.journal.folder / f"survey-{number}", linear.block)
+    return load_file(file).get(linear.name) if file.exists() else None
+
+
+def _measure(survey: Survey, ranks: Mapping[str, Rank], turn: int) -> None:
+    """One pass forwards and backwards with the matrices truncated to ``ranks``; adds to the costs on disk."""
+    run, calibration = survey.run, survey.run.inputs.calibration
+    assert calibration is not None  # checked before
+    ids = calibration.ids[: max(1, SURVEYED_TOKENS // calibration.ids.shape[1])]
+    hessians: dict[str, Tensor] = {}
+    costs: dict[str, Tensor] = {}
+    counted: dict[str, int] = {}
+    widths = {linear.name: linear.shape for linear in survey.linears}
+
+    def see(name: str, x: Tensor, g: Tensor) -> None:
+        m, n = widths[name]
+        if name not in costs:
+            costs[name] = torch.zeros(m, m, device=g.device)
+            hessians[name] = torch.zeros(n, n, device=x.device)
+        accumulate(costs[name], g)
+        if not turn:
+            accumulate(hessians[name], x)
+            counted[name] = counted.get(name, 0) + len(x)
+
+    class Around:
+        """Watches a block while it is run backwards; afterwards puts down what was seen."""
+
+        def __init__(self, block: int) -> None:
+            self.block = block
+            self.hooks = seen_linears(run.runner, survey.of(block), see)
+
+        def __enter__(self) -> None:
+            self.hooks.__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            self.hooks.__exit__(*error)
+            if error[0] is None:
+                _put_down(survey, self.block, turn, hessians, costs, counted)
+            hessians.clear()
+            costs.clear()
+
+    def weights(block: int) -> dict[str, Tensor]:
+        return truncated(survey, block, ranks) if ranks else {}
+
+    generator = torch.Generator().manual_seed(run.recipe.calibration.seed)
+    loss_backward(run.runner, run.runner.start(ids), survey.folder, weights=weights, sampled=generator, around=Around)
+
+
+def _put_down(
+    survey: Survey,
+    block: int,
+    turn: int,
+    hessians: Mapping[str, Tensor],
+    costs: Mapping[str, Tensor],
+    counted: Mapping[str, int],
+) -> None:
+    """Write what errors at the outputs of a block's linears cost, and in the first round the moments of the inputs."""
+    file = _costs_file(survey.folder, block)
+    before = load_file(file) if turn else {}
+    found: dict[str, Tensor] = {}
+    for linear in survey.of(block):
+        if linear.name in costs:
+            here = in_basis(costs[linear.name], _weight(survey.run, linear)).cpu()
+            found[linear.name] = here + before[linear.name] if linear.name in before else here
+    save_file(found, file)
+    if not turn:
+        survey.tokens |= {linear.name: counted.get(linear.name, 0) for linear in survey.of(block)}
+        save_file({name: H.cpu() for name, H in hessians.items()}, _moments_file(survey.folder, block))
+
+
+def _settle(survey: Survey, turn: int) -> dict[str, Rank]:
+    """Take every matrix apart under what is known, and choose the ranks."""
+    run, total_tokens = survey.run, max(survey.tokens.values(), default=0)
+    for block in range(run.blocks):
+        costs = load_file(_costs_file(survey.folder, block))
+        moments = load_file(_moments_file(survey.folder, block))
+        kept: dict[str, Tensor] = {}
+        for linear in survey.of(block):
+            tokens = survey.tokens.get(linear.name, 0)
+            if linear.name not in moments or is_starved(linear.name, tokens, total_tokens):
+                survey.values.pop(linear.name, None)
+                continue
+            settings = settings_of(survey.stage, linear)
+            F, H = costs[linear.name].to(run.runner.device), moments[linear.name].to(run.runner.device)
+            weighted = isinstance(settings, SvdLlmSettings) and settings.weighting == "loss"
+            scale = 1.0 if weighted else float(F.diagonal().double().sum()) / linear.shape[0]
+            stats = InputStatistics(H, tokens)
+            parts = take_apart(_weight(run, linear), stats, settings, F if weighted else None)
+            survey.values[linear.name] = parts.values.cpu() * scale / (2 * tokens * tokens * (turn + 1))
+            kept |= _pack(linear.name, parts)
+        save_file(kept, _components_file(survey.folder, block))
+    return _chosen(run, survey.stage, survey.linears, survey.values)
+
+
+def _chosen(run: Run, stage: Stage, linears: list[Linear], values: Mapping[str, Tensor]) -> dict[str, Rank]:
+    """The ranks by the stage's rule; matrices of which nothing is known get their share."""
+    settings = stage.settings
+    assert isinstance(settings, DecomposeSettings)
+    budget = budget_of(stage, linears, run.skeleton)
+    prices = {linear.name: price_of(stage, linear) for linear in linears}
+    unknown = [linear.name for linear in linears if linear.name not in values]
+    share = budget / sum(price.whole for price in prices.values())
+    plain = [prices[name] for name in unknown]
+    ranks = (
+        dict(zip(unknown, uniform_ranks(plain, share * sum(p.whole for p in plain)), strict=True)) if unknown else {}
+    )
+    known = [name for name in prices if name not in ranks]
+    left = budget - total(list(ranks.values()), plain)
+    offered = [prices[name] for name in known]
+    if settings.ranks == "uniform":
+        found = uniform_ranks(offered, left)
+    elif settings.ranks == "welore":
+        found = welore_ranks([values[name] for name in known], offered, left)
+    else:
+        found = energy_ranks([values[name] for name in known], offered, left)
+    return ranks | dict(zip(known, found, strict=True))
+
+
+def truncated(survey: Survey, block: int, ranks: Mapping[str, Rank]) -> dict[str, Tensor]:
+    """The weights of a block's matrices cut down to ``ranks``, as its modules hold them."""
+    parts = load_components(survey, block)
+    found = {}
+    for linear in survey.of(block):
+        rank = ranks.get(linear.name)
+        if linear.name in parts and rank is not None:
+            left, right = parts[linear.name].left[:, :rank], parts[linear.name].right[:rank]
+            found[f"{linear.name}.weight"] = as_held(survey.run, linear, left @ right)
+    return found
+
+
+def as_held(run: Run, linear: Linear, weight: Tensor) -> Tensor:
+    """A weight (m, n) in the module's layout, device and compute dtype."""
+    weight = weight.to(run.runner.device, run.runner.dtype)
+    return weight.T if linear.transposed else weight
+
+
+def load_components(survey: Survey, block: int) -> dict[str, Components]:
+    """The components of a block's matrices as the last round left them, by linear name."""
+    stored = load_file(_components_file(survey.folder, block))
+    return {
+        linear.name: Components(*(stored[f"{linear.name}.{part}"] for part in ("values", "left", "right")))
+        for linear in survey.of(block)
+        if f"{linear.name}.values" in stored
+    }
+
+
+def _learned(survey: Survey, ranks: dict[str, Rank]) -> dict[str, Rank]:
+    """Positions of truncation learned on the calibration text, from those that the curvature gives.
+
+    Matrices that stay whole by the curvature stay so.
+    """
+    settings = survey.stage.settings
+    assert isinstance(settings, SvdLlmSettings)  # no other is learned
+    cut = [linear for linear in survey.linears if linear.name in survey.values and ranks[linear.name] is not None]
+    if not cut:
+        return ranks
+    prices = {linear.name: price_of(survey.stage, linear) for linear in survey.linears}
+    names = {linear.name for linear in cut}
+    rest = [linear.name for linear in survey.linears if linear.name not in names]
+    budget = budget_of(survey.stage, survey.linears, survey.run.skeleton)
+    budget -= total([ranks[name] for name in rest], [prices[name] for name in rest])
+    room = Room([min(linear.shape) for linear in cut], [prices[linear.name] for linear in cut], budget)
+    begin = [ranks[linear.name] for linear in cut]
+    found = learn_gates(
+        survey.run, survey.folder, cut, lambda block: load_components(survey, block), begin, room, settings.steps
+    )
+    return ranks | {linear.name: rank for linear, rank in zip(cut, found, strict=True)}
+
+
+def _pack(name: str, parts: Components) -> dict[str, Tensor]:
+    found = {"values": parts.values, "left": parts.left, "right": parts.right}
+    return {f"{name}.{part}": tensor.cpu().contiguous() for part, tensor in found.items()}
+
+
+def _weight(run: Run, linear: Linear) -> Tensor:
+    weight = run.skeleton.read(f"{linear.name}.weight").to(run.runner.device, torch.float32)
+    return weight.T.contiguous() if linear.transposed else weight
+
+
+def _costs_file(folder: Path, block: int) -> Path:
+    return folder / f"costs-{block:05d}.safetensors"
+
+
+def _moments_file(folder: Path, block: int) -> Path:
+    return folder / f"moments-{block:05d}.safetensors"
+
+
+def _components_file(folder: Path, block: int) -> Path:
+    return folder / f"components-{block:05d}.safetensors"

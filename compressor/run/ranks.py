@@ -1,0 +1,112 @@
+"""Ranks of the matrices of a decomposing stage: what a component takes, what the whole may take, what shapes tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from math import floor, prod
+
+from compressor.engine.skeleton import Linear, Skeleton
+from compressor.errors import UserError
+from compressor.formats import nbytes
+from compressor.formats.parts import dtype_name
+from compressor.methods.decompose_settings import DecomposeSettings, parse_size
+from compressor.methods.decomposers import foresee_low_rank
+from compressor.methods.ranks import Price, Rank, capped, uniform_ranks
+from compressor.run.recipe import Stage
+
+
+def settings_of(stage: Stage, linear: Linear) -> DecomposeSettings:
+    """The settings of a decomposing stage for one matrix."""
+    settings = stage.settings_of(linear.name)
+    assert isinstance(settings, DecomposeSettings)
+    return settings
+
+
+def price_of(stage: Stage, linear: Linear) -> Price:
+    """What a matrix takes of the stage's budget.
+
+    Of ``keep_params``: parameters; those of factors in few bits count by their share of 16. Of ``target_size``: bytes.
+    """
+    settings = settings_of(stage, linear)
+    m, n = linear.shape
+    if settings.target_size is None:
+        return Price(each=(m + n) * settings.factor_bits / 16, whole=m * n)
+    spec = foresee_low_rank(settings, linear.shape, dtype_name(linear.dtype), 128)
+    return Price(each=nbytes(spec) / 128, whole=m * n * linear.dtype.itemsize)
+
+
+def budget_of(stage: Stage, linears: Sequence[Linear], skeleton: Skeleton) -> float:
+    """What all matrices of a stage may take together, in the unit of `price_of`.
+
+    Raises:
+        UserError: a target size that what is not decomposed already exceeds, or that takes no decomposing.
+    """
+    settings = stage.settings
+    assert isinstance(settings, DecomposeSettings)
+    weights = sum(prod(linear.shape) for linear in linears)
+    if settings.target_size is None:
+        return (settings.keep_params or 1.0) * weights
+    dense = sum(prod(linear.shape) * linear.dtype.itemsize for linear in linears)
+    rest = skeleton.checkpoint.nbytes - dense
+    wanted = parse_size(settings.target_size)
+    if wanted <= rest:
+        raise UserError(
+            f"target size {settings.target_size} is less than the {rest / 1e6:.3f} MB of what is not decomposed",
+            fix=f"--target-size, more than {rest / 1e6:.3f}MB",
+        )
+    if wanted >= skeleton.checkpoint.nbytes:
+        raise UserError(
+            f"target size {settings.target_size} is no less than the {skeleton.checkpoint.nbytes / 1e6:.3f} MB of the "
+            "source",
+            fix="a smaller --target-size",
+        )
+    return float(wanted - rest)
+
+
+def plain_ranks(stage: Stage, linears: Sequence[Linear], skeleton: Skeleton) -> dict[str, Rank]:
+    """Ranks as shapes alone give them, by linear name: those of rank N and of uniform ranks; for others an estimate."""
+    prices = [price_of(stage, linear) for linear in linears]
+    settings = stage.settings
+    assert isinstance(settings, DecomposeSettings)
+    if settings.rank is None:
+        ranks = uniform_ranks(prices, budget_of(stage, linears, skeleton))
+    else:
+        ranks = [
+            capped(min(settings_of(stage, linear).rank or settings.rank, *linear.shape), price)
+            for linear, price in zip(linears, prices, strict=True)
+        ]
+    return {linear.name: rank for linear, rank in zip(linears, ranks, strict=True)}
+
+
+def too_small(stage: Stage, linears: Sequence[Linear], skeleton: Skeleton) -> list[str]:
+    """What stands against a stage's budget: it leaves less than one component for every matrix."""
+    settings = stage.settings
+    assert isinstance(settings, DecomposeSettings)
+    if settings.rank is not None:
+        return []
+    try:
+        budget = budget_of(stage, linears, skeleton)
+    except UserError as error:
+        return [str(error)]
+    prices = [price_of(stage, linear) for linear in linears]
+    least = sum(price.each for price in prices)
+    if least <= budget:
+        return []
+    share = least / sum(price.whole for price in prices)
+    return [f"one component for every matrix takes {share:.1%} of them, more than {settings.budget} allows"]
+
+
+def rank_note(linear: Linear, rank: Rank) -> str:
+    """What was decided for a matrix, in words."""
+    full = min(linear.shape)
+    if rank is None:
+        return (
+            f"stays whole: no rank that would be smaller is worth it ({floor(prod(linear.shape) / sum(linear.shape))})"
+        )
+    return f"rank {rank} of {full}"
+
+
+def fitting(ranks: Mapping[str, Rank], pattern: str) -> dict[str, Rank]:
+    """The ranks of the matrices whose name matches ``pattern``."""
+    return {name: rank for name, rank in ranks.items() if re.search(pattern, name)}

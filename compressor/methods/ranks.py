@@ -60,14 +60,15 @@ def energy_ranks(values: Sequence[Tensor], prices: Sequence[Price], budget: floa
     low, high = 1e-40, 1e40  # of the multiplier
     for _ in range(200):
         middle = math.sqrt(low * high)
-        if total(_at(values, prices, middle), prices) > budget:
+        if total(at_multiplier(values, prices, middle), prices) > budget:
             low = middle
         else:
             high = middle
-    return filled(_at(values, prices, high), prices, budget, lambda i, rank: float(values[i][rank]) / prices[i].each)
+    return filled(at_multiplier(values, prices, high), prices, budget, lambda i, rank: float(values[i][rank]) / prices[i].each)
 
 
-def _at(values: Sequence[Tensor], prices: Sequence[Price], t: float) -> list[Rank]:
+def at_multiplier(values: Sequence[Tensor], prices: Sequence[Price], t: float) -> list[Rank]:
+    """Return the ranks at which loss + ``t`` * price is least: nothing is better for what they take together."""
     return [_best(value, price, t) for value, price in zip(values, prices, strict=True)]
 
 

@@ -1,0 +1,341 @@
+"""Decomposing whole models: what is written, what loads it, budgets, chains, every architecture, the same bytes again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file
+
+from compressor.engine.checkpoint import open_checkpoint
+from compressor.engine.skeleton import build_skeleton
+from compressor.errors import UserError
+from compressor.formats import GroupInt, LowRank
+from compressor.run import gates, rank_survey, stream
+from compressor.run.recipe import make_recipe
+
+STAGES: list[dict[str, Any]] = [
+    {"method": "svd"},
+    {"method": "svd", "rank": 5},
+    {"method": "svd", "ranks": "welore"},
+    {"method": "welore", "keep_params": 0.7},
+    {"method": "asvd"},
+    {"method": "corda", "rank": 6},
+    {"method": "svd-llm"},
+    {"method": "svd-llm", "fit": "paper"},
+    {"method": "svd-llm", "rank": 7},
+    {"method": "svd-llm", "ranks": "welore", "weighting": "output", "in_order": False},
+    {"method": "svd-llm", "dense_share": 0.5, "drift": 0.0, "rounds": 1},
+    {"method": "svd-llm", "factor_bits": 8, "keep_params": 0.5},
+    {"method": "svd-llm", "factor_bits": 4, "keep_params": 0.4, "weighting": "output"},
+    {"method": "svd", "factor_bits": 4, "keep_params": 0.4},
+    {"method": "dobi", "steps": 3, "rounds": 1},
+]
+
+
+def name_of(stage: dict[str, Any]) -> str:
+    return "-".join(map(str, stage.values()))
+
+
+def decomposed(stage: dict[str, Any], calibration: Path, **content: Any) -> Any:
+    return tiny_models.recipe_for(calibration, {"decompose": stage}, **content)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bf16 Llama."""
+    model = tiny_models.random_model("llama", dtype=torch.bfloat16)
+    return tiny_models.save(model, tmp_path_factory.mktemp("models") / "half")
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=name_of)
+def test_reloaded_weights_are_those_of_the_run(
+    stage: dict[str, Any], half: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the run computed with is what the engine reads back, a fresh process has its logits, the budget is kept."""
+    installed: dict[str, torch.Tensor] = {}
+    original = stream.BlockRunner.set_weight
+
+    def remember(self: Any, name: str, value: torch.Tensor) -> None:
+        installed[name] = value.clone()
+        original(self, name, value)
+
+    monkeypatch.setattr(stream.BlockRunner, "set_weight", remember)
+    report = tiny_models.run_recipe(decomposed(stage, calibration, verify=True), half, tmp_path / "out")
+    assert report.verification is not None and report.verification.passed
+    skeleton = build_skeleton(open_checkpoint(tmp_path / "out"))
+    assert skeleton.packed and {spec["format"] for spec in skeleton.packed.values()} == {"low-rank"}
+    whole = kept = 0.0
+    for linear in skeleton.linears:
+        (m, n), share = linear.shape, stage.get("factor_bits", 16) / 16
+        whole += m * n
+        if linear.name not in skeleton.packed:
+            kept += m * n
+            continue
+        assert torch.equal(skeleton.read(f"{linear.name}.weight"), installed[f"{linear.name}.weight"])
+        code = skeleton.representation(linear.name)
+        assert isinstance(code, LowRank)
+        assert code.rank * (m + n) * share < m * n
+        kept += code.rank * (m + n) * share
+        if "rank" in stage:
+            assert code.rank == stage["rank"]
+    if "rank" not in stage:
+        asked = stage.get("keep_params", 0.8)
+        assert asked - 0.1 < kept / whole <= asked  # a component is a large part of so small a matrix
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "phi3", "gpt2", "neox", "opt", "qwen3_moe"])
+def test_every_architecture(family: str, calibration: Path, tmp_path: Path) -> None:
+    """Biases, fused and transposed matrices, experts; loaded back by a fresh process."""
+    model = tiny_models.save(tiny_models.random_model(family), tmp_path / "model")
+    recipe = decomposed({"method": "svd-llm", "keep_params": 0.6, "rounds": 1}, calibration, verify=True)
+    report = tiny_models.run_recipe(recipe, model, tmp_path / "out")
+    assert report.verification is not None and report.verification.passed
+    assert any(layer.format == "low-rank" for layer in report.layers)
+
+
+def test_the_budget_is_met_within_half_a_percent(calibration: Path, tmp_path: Path) -> None:
+    """In parameters and in bytes of the files, on a model where a component is little."""
+    model = tiny_models.random_model("llama", hidden_size=128, intermediate_size=192, dtype=torch.bfloat16)
+    source = tiny_models.save(model, tmp_path / "model")
+    for ranks in ("uniform", "energy", "welore"):
+        recipe = decomposed({"method": "svd-llm", "ranks": ranks, "keep_params": 0.7, "rounds": 1}, calibration)
+        report = tiny_models.run_recipe(recipe, source, tmp_path / ranks)
+        linears = sum(layer.shape[0] * layer.shape[1] for layer in report.layers)
+        kept = sum(layer.bytes for layer in report.layers) / 2 / linears
+        assert 0.7 - (0.005 if ranks != "uniform" else 0.02) < kept <= 0.7
+    wanted = int(0.8 * source.joinpath("model.safetensors").stat().st_size)
+    recipe = decomposed({"method": "svd-llm", "target_size": f"{wanted}B", "rounds": 1}, calibration)
+    report = tiny_models.run_recipe(recipe, source, tmp_path / "sized")
+    assert abs(report.size.weights_bytes - wanted) <= 0.005 * wanted
+
+
+def test_what_no_rank_makes_smaller_stays_whole(half: Path, calibration: Path, tmp_path: Path) -> None:
+    report = tiny_models.run_recipe(decomposed({"method": "svd", "rank": 15}, calibration), half, tmp_path / "out")
+    formats = {tuple(layer.shape): layer.format for layer in report.layers}
+    assert formats[(32, 32)] == "low-rank" and formats[(16, 32)] == "bfloat16"
+    assert any("stays whole" in note for layer in report.layers for note in layer.notes)
+
+
+def output_error(source: Path, result: Path, name: str, x: torch.Tensor) -> torch.Tensor:
+    """Mean error of a linear's output (m,) on inputs ``x`` (tokens, n), biases included."""
+    outs = []
+    for folder in (source, result):
+        skeleton = build_skeleton(open_checkpoint(folder))
+        weight, bias = skeleton.read(f"{name}.weight"), skeleton.read(f"{name}.bias")
+        outs.append(x @ weight.T + bias)
+    return (outs[1] - outs[0]).mean(0)
+
+
+def test_biases_make_up_for_the_mean(calibration: Path, tmp_path: Path) -> None:
+    """The first matrices of a model see the same inputs before and after: their mean output stays."""
+    source = tiny_models.save(tiny_models.random_model("qwen2"), tmp_path / "model")
+    stage = {"method": "svd-llm", "rank": 3, "weighting": "output"}
+    errors = {}
+    for bias in (True, False):
+        out = tmp_path / str(bias)
+        tiny_models.run_recipe(decomposed({**stage, "bias": bias}, calibration), source, out)
+        runner = tiny_models.open_runner(source)
+        inputs = runner.start(calibration_ids(calibration)).states
+        layer = runner.load_block(0)
+        x = layer.input_layernorm(inputs).flatten(0, -2).detach()
+        errors[bias] = output_error(source, out, "model.layers.0.self_attn.q_proj", x).norm()
+    assert errors[True] < 1e-3 * errors[False]
+
+
+def calibration_ids(calibration: Path) -> torch.Tensor:
+    """The windows that a run with `tiny_models.recipe_for` calibrates on."""
+    from compressor.calibration import load_calibration
+
+    return load_calibration([str(calibration)], tiny_models.tokenizer(), nsamples=16, seqlen=tiny_models.LENGTH).ids
+
+
+def test_loss_weighted_ranks_beat_uniform_ones_where_layers_differ(tmp_path: Path, calibration: Path) -> None:
+    """A block whose output nothing looks at loses its components first."""
+    model = tiny_models.random_model("llama", num_hidden_layers=3)
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            model.get_submodule(f"model.layers.1.{name}").weight.mul_(1e-3)
+    source = tiny_models.save(model, tmp_path / "model")
+    out = tmp_path / "out"
+    tiny_models.run_recipe(decomposed({"method": "svd-llm", "keep_params": 0.7}, calibration), source, out)
+    skeleton = build_skeleton(open_checkpoint(out))
+
+    def kept(block: int) -> float:
+        ranks = [
+            skeleton.packed[x.name]["left"]["shape"][1] / min(x.shape) if x.name in skeleton.packed else 1.0
+            for x in skeleton.linears
+            if x.block == block
+        ]
+        return sum(ranks) / len(ranks)
+
+    assert kept(1) < 0.5 * min(kept(0), kept(2))
+
+
+def test_chains_by_recipe_and_by_hand_give_the_same_bytes(half: Path, calibration: Path, tmp_path: Path) -> None:
+    """prune, then decompose, then quantize the factors; what stays whole keeps its zeros."""
+    stages = [
+        {"prune": {"method": "magnitude", "sparsity": 0.3}},
+        {"decompose": {"method": "svd", "rank": 15}},
+        {"quantize": {"method": "rtn", "bits": 4, "group": 16}},
+    ]
+    tiny_models.run_recipe(tiny_models.recipe_for(calibration, *stages), half, tmp_path / "chain")
+    at = half
+    for number, stage in enumerate(stages):
+        tiny_models.run_recipe(tiny_models.recipe_for(calibration, stage), at, tmp_path / f"hand{number}")
+        at = tmp_path / f"hand{number}"
+    chain, hand = (load_file(folder / "model.safetensors") for folder in (tmp_path / "chain", at))
+    assert chain.keys() == hand.keys() and all(torch.equal(chain[name], hand[name]) for name in chain)
+    skeleton = build_skeleton(open_checkpoint(at))
+    for linear in skeleton.linears:
+        code = skeleton.representation(linear.name)
+        if isinstance(code, LowRank):
+            assert isinstance(code.left, GroupInt) and isinstance(code.right, GroupInt)
+        else:
+            assert float((code.dense() == 0).float().mean()) >= 0.3
+
+
+def test_factors_are_quantized_on_their_inputs(half: Path, calibration: Path, tmp_path: Path) -> None:
+    """GPTQ on the factors does better at the output than rounding them, and a fresh process agrees."""
+    errors = {}
+    for method in ("gptq", "rtn"):
+        stages = [
+            {"decompose": {"method": "svd-llm", "rank": 10}},
+            {"quantize": {"method": method, "bits": 3, "group": 16}},
+        ]
+        recipe = tiny_models.recipe_for(calibration, *stages, verify=True)
+        report = tiny_models.run_recipe(recipe, half, tmp_path / method)
+        assert report.verification is not None and report.verification.passed
+        errors[method] = [layer.relative_error for layer in report.layers]
+    assert all(error is not None for error in errors["gptq"])
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([{"decompose": {"method": "svd"}}, {"prune": {"method": "magnitude"}}], "cannot follow"),
+        ([{"decompose": {"method": "svd"}}, {"decompose": {"method": "svd"}}], "cannot follow"),
+        ([{"decompose": {"method": "svd"}}, {"quantize": {"method": "trit-planes"}}], "gptq or rtn"),
+        ([{"decompose": {"method": "svd"}}, {"quantize": {"method": "gptq", "correct": 4}}], "gptq or rtn"),
+        ([{"decompose": {"method": "svd", "factor_bits": 8}}, {"quantize": {"method": "rtn"}}], "integers already"),
+        ([{"quantize": {"method": "rtn"}}, {"decompose": {"method": "svd"}}], "codes are final"),
+        ([{"decompose": {"method": "svd", "rank": 4, "keep_params": 0.5}}], "exclude each other"),
+        ([{"decompose": {"method": "svd-llm", "rank": 4, "ranks": "energy"}}], "give one"),
+        ([{"decompose": {"method": "svd", "target_size": "lots"}}], "750MB"),
+        ([{"decompose": {"method": "svd", "keep_params": 1.5}}], "less than 1"),
+        ([{"decompose": {"method": "svd", "ranks": "energy"}}], "ranks"),
+        ([{"decompose": {"method": "welore", "rank": 3}}], "keep_params"),
+        ([{"decompose": {"method": "svdllm"}}], "svd-llm"),
+        ([{"decompose": {"method": "svd-llm", "overrides": {"q_proj": {"drift": 0.1}}}}], "whole stage"),
+    ],
+)
+def test_impossible_recipes_are_refused(stages: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_recipe({"stages": stages})
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [("1KB", "less than"), ("1GB", "no less than"), ("{outer}B", "one component for every matrix")]
+)
+def test_sizes_that_cannot_be_are_refused_before_anything_is_read(size: str, said: str, half: Path) -> None:
+    checkpoint = open_checkpoint(half)
+    skeleton = build_skeleton(checkpoint)
+    rest = checkpoint.nbytes - sum(2 * linear.shape[0] * linear.shape[1] for linear in skeleton.linears)
+    stage = {"method": "svd", "target_size": size.format(outer=rest + 100)}
+    recipe = make_recipe({"stages": [{"decompose": stage}]})
+    _, plan = stream.foresee(recipe, str(half))
+    with pytest.raises(UserError, match=said):
+        plan.refuse()
+
+
+def test_decomposed_models_are_not_decomposed_again(half: Path, calibration: Path, tmp_path: Path) -> None:
+    tiny_models.run_recipe(decomposed({"method": "svd"}, calibration), half, tmp_path / "once")
+    for stage in ({"decompose": {"method": "svd"}}, {"prune": {"method": "magnitude"}}):
+        _, plan = stream.foresee(make_recipe({"stages": [stage]}), str(tmp_path / "once"))
+        with pytest.raises(UserError, match="already decomposed"):
+            plan.refuse()
+
+
+def test_the_plan_knows_the_bytes(half: Path, calibration: Path, tmp_path: Path) -> None:
+    """Exactly where shapes decide, nearly where ranks are still to be chosen."""
+    for stage, slack in (({"method": "svd"}, 0.0), ({"method": "svd-llm", "rounds": 1}, 0.05)):
+        recipe = decomposed(stage, calibration)
+        _, plan = stream.foresee(recipe, str(half))
+        report = tiny_models.run_recipe(recipe, half, tmp_path / stage["method"])
+        assert abs(plan.tensor_bytes - report.size.weights_bytes) <= slack * report.size.weights_bytes
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    half: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the survey and the first block: neither is done again."""
+    recipe = decomposed({"method": "svd-llm", "rounds": 2, "keep_params": 0.7}, calibration)
+    tiny_models.run_recipe(recipe, half, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    original = stream.decompose_block
+
+    def dying(run: Any, number: int, block: int, *rest: Any) -> Any:
+        if block == 1:
+            raise Killed
+        return original(run, number, block, *rest)
+
+    monkeypatch.setattr(stream, "decompose_block", dying)
+    with pytest.raises(Killed):
+        tiny_models.run_recipe(recipe, half, tmp_path / "out")
+    monkeypatch.setattr(stream, "decompose_block", original)
+    monkeypatch.setattr(rank_survey, "_measure", None)  # would be an error to call
+    report = tiny_models.run_recipe(recipe, half, tmp_path / "out")
+    assert report.resumed is not None and report.resumed.blocks == 1
+    files = [folder / "model.safetensors" for folder in (tmp_path / "whole", tmp_path / "out")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_learned_positions_are_never_worse_than_where_they_began(
+    half: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the windows held out; steps that lead away are forgotten."""
+    seen: list[tuple[list[Any], list[Any]]] = []
+    original = rank_survey.learn_gates
+
+    def remember(run: Any, scratch: Path, linears: Any, parts: Any, ranks: Any, room: Any, steps: int) -> Any:
+        found = original(run, scratch, linears, parts, ranks, room, steps)
+        seen.append((list(ranks), found))
+        return found
+
+    monkeypatch.setattr(rank_survey, "learn_gates", remember)
+    monkeypatch.setattr(gates, "RATE", 5.0)  # leads away at once
+    stage = {"method": "dobi", "steps": 2, "rounds": 1, "keep_params": 0.6}
+    tiny_models.run_recipe(decomposed(stage, calibration), half, tmp_path / "out")
+    (before, after), = seen
+    assert after == before or len(after) == len(before)
+
+
+SCRIPT = """
+import sys, torch, tiny_models
+from pathlib import Path
+torch.set_num_threads(int(sys.argv[1]))
+model, calibration, output = map(Path, sys.argv[2:])
+stage = {"decompose": {"method": "dobi", "steps": 2, "rounds": 1, "keep_params": 0.6}}
+tiny_models.run_recipe(tiny_models.recipe_for(calibration, stage), model, output)
+"""
+
+
+def test_the_same_bytes_on_one_thread_and_on_two(calibration: Path, tmp_path: Path) -> None:
+    model = tiny_models.random_model("llama", hidden_size=128, intermediate_size=192, dtype=torch.bfloat16)
+    source = tiny_models.save(model, tmp_path / "model")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for threads in ("1", "2"):
+        arguments = [sys.executable, "-c", SCRIPT, threads, str(source), str(calibration), str(tmp_path / threads)]
+        subprocess.run(arguments, check=True, env=environment, capture_output=True)
+    files = [tmp_path / threads / "model.safetensors" for threads in ("1", "2")]
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -78,7 +78,9 @@ def layout_sum(spec: Spec) -> Layout:
     parse_dtype(spec["dtype"])
     base, correction = spec["base"], spec["correction"]
     if base["format"] not in BASES or correction["format"] != "low-rank":
-        raise ValueError(f"a sum of {base['format']!r} and {correction['format']!r}: expected a code or dense, and low-rank")
+        raise ValueError(
+            f"a sum of {base['format']!r} and {correction['format']!r}: expected a code or dense, and low-rank"
+        )
     if not matrix_shape(spec) == matrix_shape(base) == matrix_shape(correction):
         raise ValueError(f"terms {base['shape']} and {correction['shape']} do not make a matrix {spec['shape']}")
     layouts = {"base": BASES[base["format"]][1](base), "correction": layout_low_rank(correction)}

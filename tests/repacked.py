@@ -13,8 +13,9 @@ from torch import Tensor
 from compressor.engine.checkpoint import open_checkpoint
 from compressor.engine.output import copy_companions
 from compressor.engine.skeleton import build_skeleton
-from compressor.formats import LowRank, Representation, pack, tensor_name
+from compressor.formats import GroupInt, LowRank, Masked, Representation, Sum, pack, tensor_name
 from compressor.formats.dense import Dense
+from compressor.formats.group_int import portable_scale
 from compressor.run.container import folder_config
 from compressor.run.write import write_config
 
@@ -45,3 +46,17 @@ def truncated(weight: Tensor, rank: int) -> LowRank:
     u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
     root = s[:rank].sqrt()
     return LowRank(Dense((u[:, :rank] * root).half()), Dense((root[:, None] * v[:rank]).half()))
+
+
+def integers(weight: Tensor) -> GroupInt:
+    """Symmetric 4-bit codes, a scale for every row."""
+    scale = portable_scale(weight.float().abs().amax(1, keepdim=True) / 7, 4)
+    return GroupInt((weight.float() / scale).round().clamp(-8, 7).to(torch.int8), scale, None, 4)
+
+
+def everything(name: str, weight: Tensor) -> Representation | None:
+    """In turn a low-rank matrix, sums with integers and dense, integers, a pruned matrix, and an untouched one."""
+    term = truncated(weight, 4)
+    pruned = Masked(weight, weight.abs() > weight.abs().float().median())
+    kinds = [term, Sum(integers(weight), term), Sum(Dense(weight * 0.5), term), integers(weight), pruned, None]
+    return kinds[sum(map(ord, name)) % 6]

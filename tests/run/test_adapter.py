@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM
 
 import compressor  # noqa: F401  # so that transformers knows our folders
 from compressor.errors import UserError
-from compressor.formats import GroupInt, Representation, Sum
+from compressor.formats import Representation, Sum
 from compressor.formats.dense import Dense
-from compressor.formats.group_int import portable_scale
 from compressor.report.contents import read_contents
 from compressor.run.adapter import split_adapter
 
@@ -74,18 +73,6 @@ def thin(name: str, weight: torch.Tensor) -> Representation:
     return repacked.truncated(weight, 3 if "0" in name else 5)
 
 
-def integers(weight: torch.Tensor) -> GroupInt:
-    scale = portable_scale(weight.float().abs().amax(1, keepdim=True) / 7, 4)
-    return GroupInt((weight.float() / scale).round().clamp(-8, 7).to(torch.int8), scale, None, 4)
-
-
-def everything(name: str, weight: torch.Tensor) -> Representation | None:
-    """In turn a low-rank matrix, sums with integers and dense, integers, and an untouched matrix."""
-    term = repacked.truncated(weight, 4)
-    kinds = [term, Sum(integers(weight), term), Sum(Dense(weight * 0.5), term), integers(weight), None]
-    return kinds[len(name) % 5]
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
 @pytest.mark.parametrize("kind", ["dense bases", "matrices"])
 def test_a_plain_checkpoint_is_left_of_dense_bases_and_of_matrices(kind: str, family: str, tmp_path: Path) -> None:
@@ -126,7 +113,7 @@ def test_a_plain_checkpoint_is_left_of_dense_bases_and_of_matrices(kind: str, fa
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_terms_of_every_kind_in_one_folder(family: str, tmp_path: Path) -> None:
     source = tiny_models.save(tiny_models.random_model(family), tmp_path / "source")
-    folder = repacked.repack(source, tmp_path / "packed", everything)
+    folder = repacked.repack(source, tmp_path / "packed", repacked.everything)
     split_adapter(str(folder), tmp_path / "apart")
     wanted = logits(AutoModelForCausalLM.from_pretrained(folder))
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "apart")

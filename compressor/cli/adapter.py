@@ -1,4 +1,4 @@
-"""``compressor adapter``: the low-rank corrections of a model, as a PEFT adapter."""
+"""``compressor adapter``: the low-rank terms of a model, as a PEFT adapter."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def adapter(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist yet.")],
 ) -> None:
-    """Take a model made with --correct apart: a folder with the codes alone, and in it a PEFT adapter.
+    """Take a model with low-rank corrections or matrices apart: a folder without them, and in it a PEFT adapter.
 
-    Where the codes are symmetric integers, stock transformers with compressed-tensors loads the folder, and
-    PeftModel.from_pretrained(model, "OUT/adapter") adds the corrections.
+    What is left of a low-rank matrix is zero. Stock transformers loads the folder where what is left is dense, and with
+    compressed-tensors where it is symmetric integers; PeftModel.from_pretrained(model, "OUT/adapter") adds the rest.
 
     Example: compressor adapter corrected -o apart
     """
@@ -25,4 +25,4 @@ def adapter(
     from compressor.run.adapter import ADAPTER, split_adapter
 
     split = split_adapter(model, output)
-    typer.echo(f"{split.corrections} corrections ({bytes_text(split.adapter_bytes)}) are in {output / ADAPTER}")
+    typer.echo(f"{split.corrections} low-rank terms ({bytes_text(split.adapter_bytes)}) are in {output / ADAPTER}")

@@ -13,6 +13,7 @@ from compressor.cli.adapter import adapter
 from compressor.cli.compare import compare
 from compressor.cli.evaluate import evaluate
 from compressor.cli.explain import explain
+from compressor.cli.export import export
 from compressor.cli.generate import generate
 from compressor.cli.run import plan, run
 from compressor.cli.stages import decompose, prune, quantize
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for verb in (prune, quantize, decompose, run, plan, evaluate, compare, explain, generate, adapter):
+for verb in (prune, quantize, decompose, run, plan, evaluate, compare, explain, generate, adapter, export):
     app.command()(verb)
 
 

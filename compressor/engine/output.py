@@ -6,13 +6,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
 from torch import Tensor
 
-from compressor.engine.journal import write_atomically
+from compressor.engine.journal import exclusive, write_atomically
 from compressor.engine.tensorfile import Layout, header_bytes, order, read_header, read_tensor, write_file
 from compressor.errors import UserError
 
@@ -144,6 +145,27 @@ def copy_companions(source: Path, folder: Path) -> list[str]:
                 shutil.copyfile(file, folder / file.name)
                 copied.append(file.name)
     return sorted(set(copied))
+
+
+@contextmanager
+def building(output: Path) -> Iterator[Path]:
+    """Give an empty folder, which takes its place as ``output`` when the body has ended without an error.
+
+    For what is quickly made and begun anew after a kill; a run of hours keeps a journal (``run/session.py``).
+
+    Raises:
+        UserError: another process is at it, or the working folder holds something that is not ours.
+    """
+    work = working_folder(output)
+    check_working(work)
+    work.mkdir(parents=True, exist_ok=True)
+    with exclusive(work):
+        clear_working(work)
+        folder = work / "model"
+        folder.mkdir()
+        yield folder
+        publish(folder, output)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def publish(folder: Path, output: Path) -> None:

@@ -105,7 +105,7 @@ class Skeleton:
         origin = self.origins[name]
         if origin.packed:
             weight = self.representation(origin.name).dense().to(parse_dtype(self.packed[origin.name]["dtype"]))
-            return weight.T.contiguous() if self._is_transposed(name) else weight
+            return weight.T.contiguous() if self.is_transposed(name) else weight
         return self.checkpoint.read(origin.name, origin.index)
 
     def representation(self, module: str) -> Representation:
@@ -148,7 +148,7 @@ class Skeleton:
         """Number of distinct stored parameters of the model."""
         return sum(self._meta_tensor(name).numel() for name in self.origins)
 
-    def _is_transposed(self, name: str) -> bool:
+    def is_transposed(self, name: str) -> bool:
         from transformers.pytorch_utils import Conv1D
 
         return isinstance(self.model.get_submodule(name.rpartition(".")[0]), Conv1D)

@@ -3,7 +3,8 @@
     W = left right, (m, r) times (r, n)
 
 multiplied in fp64, where products of such factors are exact and their sums all but exact, so that the result does not
-depend on the order of summation; then cast to the spec's dtype, once.
+depend on the order of summation; then cast to the spec's dtype, once. A layer does not multiply them: y = (x right^T)
+left^T, in the dtype in which it computes, is less work and forms no matrix.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from compressor.formats.dense import Dense, layout_dense
 from compressor.formats.group_int import GroupInt, layout_group_int
@@ -79,6 +81,29 @@ class LowRank:
 def unpack_low_rank(parts: Mapping[str, Tensor], spec: Spec) -> Tensor:
     """Return the matrix (m, n) in the spec's dtype; ValueError names a part that does not fit the spec."""
     return LowRank.read(parts, spec).dense(parse_dtype(spec["dtype"]))
+
+
+def apply_low_rank(
+    x: Tensor, bias: Tensor | None, parts: Mapping[str, Tensor], spec: Spec, dtype: torch.dtype
+) -> Tensor:
+    """Return ``(x right^T) left^T + bias``, one thin product after the other; gradients reach ``x`` and ``bias``.
+
+    Args:
+        x: (..., n).
+        bias: (m,), or None.
+        parts, spec: what was stored.
+        dtype: to which both factors are rounded; that of ``x``, or what autocast finds instead.
+
+    Returns:
+        (..., m).
+
+    Raises:
+        ValueError: names a part that does not fit the spec.
+    """
+    with torch.no_grad():
+        factors = LowRank.read(parts, spec)
+        left, right = factors.left.dense(dtype), factors.right.dense(dtype)
+    return F.linear(F.linear(x, right), left, bias)
 
 
 def layout_low_rank(spec: Spec) -> Layout:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor
 
 from compressor.formats.bitmask import layout_bitmask, unpack_bitmask
 from compressor.formats.dense import layout_dense, unpack_dense
 from compressor.formats.group_int import layout_group_int, unpack_group_int
-from compressor.formats.low_rank import layout_low_rank, unpack_low_rank
+from compressor.formats.low_rank import apply_low_rank, layout_low_rank, unpack_low_rank
 from compressor.formats.nm import layout_nm, unpack_nm
 from compressor.formats.partial_binary import layout_partial_binary, unpack_partial_binary
 from compressor.formats.parts import Layout, Spec
@@ -28,10 +29,13 @@ class Format:
     Args:
         unpack: (parts, spec) -> matrix (m, n) in the spec's dtype, bit-exact.
         layout: spec -> part name -> (shape, dtype).
+        apply: (x, bias, parts, spec, dtype) -> x W^T + bias where that needs no matrix: x (..., n), bias (m,) or None,
+            result (..., m), the parts decoded to ``dtype``. None: the matrix is unpacked and multiplied.
     """
 
     unpack: Callable[[Mapping[str, Tensor], Spec], Tensor]
     layout: Callable[[Spec], Layout]
+    apply: Callable[[Tensor, Tensor | None, Mapping[str, Tensor], Spec, torch.dtype], Tensor] | None = None
 
 
 FORMATS: dict[str, Format] = {
@@ -43,7 +47,7 @@ FORMATS: dict[str, Format] = {
     "trit-planes": Format(unpack_trit_planes, layout_trit_planes),
     "partial-binary": Format(unpack_partial_binary, layout_partial_binary),
     "scaled-binary": Format(unpack_scaled_binary, layout_scaled_binary),
-    "low-rank": Format(unpack_low_rank, layout_low_rank),
+    "low-rank": Format(unpack_low_rank, layout_low_rank, apply_low_rank),
     "sum": Format(unpack_sum, layout_sum),
 }
 

@@ -1,4 +1,4 @@
-"""A coded matrix and a low-rank one that makes up for its error: their sum.
+"""A coded matrix, or a dense one, and a low-rank one that makes up for its error: their sum.
 
     W = base + correction
 
@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from compressor.formats.dense import Dense, layout_dense
 from compressor.formats.group_int import GroupInt, layout_group_int
 from compressor.formats.low_rank import LowRank, layout_low_rank, parts_below
 from compressor.formats.partial_binary import PartialBinary, layout_partial_binary
@@ -21,8 +22,9 @@ from compressor.formats.parts import Layout, Spec, dtype_name, matrix_shape, par
 from compressor.formats.scaled_binary import ScaledBinary, layout_scaled_binary
 from compressor.formats.trit_planes import TritPlanes, layout_trit_planes
 
-Base = GroupInt | TritPlanes | PartialBinary | ScaledBinary
+Base = Dense | GroupInt | TritPlanes | PartialBinary | ScaledBinary
 BASES: Final[dict[str, tuple[type[Base], Callable[[Spec], Layout]]]] = {
+    "dense": (Dense, layout_dense),
     "group-int": (GroupInt, layout_group_int),
     "trit-planes": (TritPlanes, layout_trit_planes),
     "partial-binary": (PartialBinary, layout_partial_binary),
@@ -33,14 +35,15 @@ BASES: Final[dict[str, tuple[type[Base], Callable[[Spec], Layout]]]] = {
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """``base`` (m, n) plus ``correction`` (m, n)."""
+    """``base`` (m, n) plus ``correction`` (m, n). A dense base should hold numbers that its stored dtype has."""
 
     base: Base
     correction: LowRank
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the values (m, n), summed in fp32."""
-        return self.base.dense(torch.float32).add_(self.correction.dense(torch.float32)).to(dtype)
+        # into the product, which is always a new tensor: a dense base is the caller's own
+        return self.correction.dense(torch.float32).add_(self.base.dense(torch.float32)).to(dtype)
 
     def spec(self, dtype: torch.dtype) -> dict[str, Any]:
         """Return the spec under which it is stored; ``dtype`` is that of the summed matrix."""
@@ -49,8 +52,8 @@ class Sum:
         return {"format": "sum", **common, "base": base, "correction": correction}
 
     def parts(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Return the parts of both, ``base_...`` and ``correction_...``."""
-        base = self.base.parts(dtype) if isinstance(self.base, GroupInt) else self.base.parts()
+        """Return the parts of both, ``base_...`` and ``correction_...``; a dense base is rounded to ``dtype``."""
+        base = self.base.parts(dtype) if isinstance(self.base, Dense | GroupInt) else self.base.parts()
         found = {"base": base, "correction": self.correction.parts()}
         return {f"{term}_{part}": tensor for term, parts in found.items() for part, tensor in parts.items()}
 
@@ -75,7 +78,9 @@ def layout_sum(spec: Spec) -> Layout:
     parse_dtype(spec["dtype"])
     base, correction = spec["base"], spec["correction"]
     if base["format"] not in BASES or correction["format"] != "low-rank":
-        raise ValueError(f"a sum of {base['format']!r} and {correction['format']!r}: expected a code and low-rank")
+        raise ValueError(
+            f"a sum of {base['format']!r} and {correction['format']!r}: expected a code or dense, and low-rank"
+        )
     if not matrix_shape(spec) == matrix_shape(base) == matrix_shape(correction):
         raise ValueError(f"terms {base['shape']} and {correction['shape']} do not make a matrix {spec['shape']}")
     layouts = {"base": BASES[base["format"]][1](base), "correction": layout_low_rank(correction)}

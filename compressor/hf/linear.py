@@ -1,4 +1,4 @@
-"""A linear layer that stays packed in memory and unpacks its matrix for each use."""
+"""A linear layer that stays packed in memory, and unpacks its matrix for each use unless its format needs none."""
 
 from __future__ import annotations
 
@@ -79,6 +79,8 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
+        if (apply := format_of(self.spec).apply) is not None:
+            return apply(x, self.bias, self.parts, self.spec, self.compute_dtype)
         return F.linear(x, self.unpacked(), self.bias)
 
     def reset_parameters(self) -> None:

@@ -132,12 +132,6 @@ class WeloreSettings(SvdSettings):
 
     ranks: Literal["welore"] = Field("welore", description=DecomposeSettings.model_fields["ranks"].description)
 
-    @model_validator(mode="after")
-    def _check_rank(self) -> WeloreSettings:
-        if self.rank is not None:
-            raise ValueError("welore chooses the ranks: give keep_params or target_size instead of rank")
-        return self
-
 
 class AsvdSettings(DecomposeSettings):
     """ASVD: SVD of the weights times a power of the mean size of their inputs."""
@@ -168,7 +162,7 @@ class SvdLlmSettings(DecomposeSettings):
         "loss", description="what an error of an output counts: what it costs at the loss, or every one the same"
     )
     drift: float = Field(
-        1.0,
+        0.5,
         ge=0,
         le=1,
         description="aim at the outputs of the untouched model: share of what the inputs have drifted that is made up "
@@ -178,7 +172,7 @@ class SvdLlmSettings(DecomposeSettings):
         True, description="settle the matrices of a block one after the other, each on inputs that the others have made"
     )
     rounds: int = Field(
-        2, ge=1, le=10, description="how often ranks are chosen, each time on the model as truncated the time before"
+        5, ge=1, le=10, description="how often ranks are chosen, each time on the model as truncated the time before"
     )
     steps: int = Field(60, ge=1, description="dobi: steps of learning the positions of truncation")
     bias: bool = Field(True, description="change the biases of layers that have one so that the mean output stays")

@@ -35,12 +35,10 @@ class Room:
     """What positions may be.
 
     Attributes:
-        counts: components of each matrix.
         prices: what they take.
         budget: what all take together.
     """
 
-    counts: Sequence[int]
     prices: Sequence[Price]
     budget: float
 
@@ -49,7 +47,7 @@ class Room:
 
         None goes below one component, or above what a product may have.
         """
-        counts = torch.tensor(self.counts, dtype=shares.dtype)
+        counts = torch.tensor([price.count for price in self.prices], dtype=shares.dtype)
         each = torch.tensor([price.each for price in self.prices], dtype=shares.dtype)
         most = torch.tensor([price.most for price in self.prices], dtype=shares.dtype)
         low, high = -2.0, 2.0
@@ -64,6 +62,6 @@ class Room:
 
     def ranks(self, shares: Tensor) -> list[Rank]:
         """Return whole numbers of components for ``shares`` (matrices,), within the budget."""
-        wanted = [float(share) * count for share, count in zip(shares, self.counts, strict=True)]
+        wanted = [float(share) * price.count for share, price in zip(shares, self.prices, strict=True)]
         floors = [capped(max(1, int(rank)), price) for rank, price in zip(wanted, self.prices, strict=True)]
         return filled(floors, self.prices, self.budget, lambda i, rank: wanted[i] - rank)

@@ -15,10 +15,17 @@ Rank = int | None
 
 @dataclass(frozen=True)
 class Price:
-    """What a matrix takes of the budget, in whatever unit: ``each`` for every component, ``whole`` as it is."""
+    """What a matrix takes of the budget, in whatever unit.
+
+    Attributes:
+        each: for every component.
+        whole: as it is.
+        count: components that it has.
+    """
 
     each: float
     whole: float
+    count: int
 
     def of(self, rank: Rank) -> float:
         """What the matrix takes at that rank."""
@@ -27,7 +34,7 @@ class Price:
     @property
     def most(self) -> int:
         """The largest rank that is cheaper than the whole matrix; 0 when there is none."""
-        return max(0, math.ceil(self.whole / self.each) - 1)
+        return max(0, min(math.ceil(self.whole / self.each) - 1, self.count))
 
 
 def capped(rank: int, price: Price) -> Rank:
@@ -43,7 +50,8 @@ def total(ranks: Sequence[Rank], prices: Sequence[Price]) -> float:
 def uniform_ranks(prices: Sequence[Price], budget: float) -> list[Rank]:
     """Give every matrix the same share of what it takes whole; rounded down, but not below 1."""
     share = budget / math.fsum(price.whole for price in prices)
-    return [capped(max(1, math.floor(share * price.whole / price.each)), price) for price in prices]
+    wanted = [max(1, math.floor(share * price.whole / price.each)) for price in prices]
+    return [capped(min(rank, price.count), price) for rank, price in zip(wanted, prices, strict=True)]
 
 
 def energy_ranks(values: Sequence[Tensor], prices: Sequence[Price], budget: float) -> list[Rank]:
@@ -64,7 +72,8 @@ def energy_ranks(values: Sequence[Tensor], prices: Sequence[Price], budget: floa
             low = middle
         else:
             high = middle
-    return filled(at_multiplier(values, prices, high), prices, budget, lambda i, rank: float(values[i][rank]) / prices[i].each)
+    ranks = at_multiplier(values, prices, high)
+    return filled(ranks, prices, budget, lambda i, rank: float(values[i][rank]) / prices[i].each)
 
 
 def at_multiplier(values: Sequence[Tensor], prices: Sequence[Price], t: float) -> list[Rank]:

@@ -1,129 +1,146 @@
-"""Take the low-rank corrections out of a folder: a smaller model folder, and a PEFT adapter that belongs to it."""
+"""Take the low-rank terms out of a folder: a model folder without them, and a PEFT adapter that belongs to it."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from compressor.engine.checkpoint import open_checkpoint, resolve_model
-from compressor.engine.journal import exclusive, write_atomically
-from compressor.engine.output import (
-    check_output,
-    check_working,
-    clear_working,
-    copy_companions,
-    finish_shards,
-    publish,
-    working_folder,
-    write_shard,
-)
+from compressor.engine.journal import write_atomically
+from compressor.engine.output import building, check_output, copy_companions, finish_shards, write_shard
 from compressor.engine.skeleton import Skeleton, build_skeleton
-from compressor.engine.tensorfile import Layout
+from compressor.engine.tensorfile import TensorEntry
 from compressor.errors import UserError
-from compressor.formats import Dense, Sum, tensor_name
+from compressor.formats import Dense, LowRank, Spec, Sum, format_of, tensor_name
 from compressor.formats.low_rank import FACTOR_DTYPE
-from compressor.run.container import folder_config
+from compressor.formats.parts import parse_dtype
+from compressor.run.container import container_of, folder_config
 from compressor.run.write import write_config
 
 ADAPTER = "adapter"
 """Subfolder of the output that holds the adapter."""
 
+SPLIT = ("sum", "low-rank")
+"""Formats with a low-rank term; what is left of a matrix that is nothing else is zero."""
+
 
 @dataclass(frozen=True)
 class Split:
-    """What was taken apart: how many corrections, and the bytes of their factors."""
+    """What was taken apart: how many low-rank terms, and the bytes of their factors."""
 
     corrections: int
     adapter_bytes: int
 
 
 def split_adapter(model: str, output: Path) -> Split:
-    """Write a corrected model as a folder without its corrections, and these as a PEFT adapter in a subfolder.
+    """Write a model as a folder without its low-rank terms, and these as a PEFT adapter in a subfolder.
 
-    Together they compute what the source does, up to rounding; the folder alone is what the codes say. Where all codes
-    are symmetric integers it is a compressed-tensors folder, which needs nothing of ours.
+    Together they compute what the source does, up to rounding; the folder alone is what the codes say, and zero where
+    there are none. Where every base is dense it is a plain checkpoint, and where all codes are symmetric integers a
+    compressed-tensors folder; either needs nothing of ours.
 
     Args:
-        model: folder or hub id of a model made with ``--correct``.
+        model: folder or hub id of a model with matrices of a format in `SPLIT`.
         output: must not exist.
 
     Raises:
-        UserError: no corrections, corrections of experts (which PEFT cannot adapt one by one), or a bad output.
+        UserError: no low-rank terms, those of experts (which PEFT cannot adapt one by one), or a bad output.
     """
     checkpoint = open_checkpoint(resolve_model(model))
     skeleton = build_skeleton(checkpoint)
-    sums = {name: spec for name, spec in skeleton.packed.items() if spec["format"] == "sum"}
-    if not sums:
-        raise UserError(f"{model} holds no low-rank corrections", fix="make one with compressor quantize --correct 16")
-    if (expert := next((name for name in sums if ".experts." in name), None)) is not None:
+    split = {name: spec for name, spec in skeleton.packed.items() if spec["format"] in SPLIT}
+    if not split:
+        raise UserError(
+            f"{model} holds no low-rank corrections or matrices", fix="make one with compressor quantize --correct 16"
+        )
+    if (expert := next((name for name in split if ".experts." in name), None)) is not None:
         raise UserError(f"{expert} is one of many experts, which PEFT cannot adapt one by one")
     check_output(output, checkpoint.folder, overwrite=False)
-    work = working_folder(output)
-    check_working(work)
-    work.mkdir(parents=True, exist_ok=True)
-    with exclusive(work):
-        clear_working(work)
-        folder = work / "model"
-        (folder / ADAPTER).mkdir(parents=True)
-        specs = {name: spec["base"] if name in sums else spec for name, spec in skeleton.packed.items()}
-        _write_base(skeleton, sums, specs, folder)
-        size = _write_adapter(skeleton, sums, folder / ADAPTER)
-        publish(folder, output)
-    shutil.rmtree(work, ignore_errors=True)
-    return Split(len(sums), size)
+    with building(output) as folder:
+        (folder / ADAPTER).mkdir()
+        _write_base(skeleton, split, folder)
+        size = _write_adapter(skeleton, split, folder / ADAPTER)
+    return Split(len(split), size)
 
 
-def _write_base(
-    skeleton: Skeleton, sums: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]], folder: Path
-) -> None:
+@dataclass(frozen=True)
+class Written:
+    """One tensor of the base: its name, what it is, and how to come by it."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def _write_base(skeleton: Skeleton, split: Mapping[str, Spec], folder: Path) -> None:
     checkpoint = skeleton.checkpoint
-    renamed = {_base_name(name, sums): name for name in checkpoint.tensors if not _is_factor(name, sums)}
-    shards: dict[Path, Layout] = {file: {} for file in checkpoint.files}
-    for name, source in renamed.items():
-        entry = checkpoint.tensors[source]
-        shards[entry.file][name] = (entry.dtype, entry.shape)
-    for number, layout in enumerate(shards.values(), 1):
-        write_shard(folder, number, len(shards), layout, lambda name: checkpoint.read(renamed[name]))
-    finish_shards(folder, len(shards))
+    bases = {name: spec["base"] for name, spec in split.items() if spec["format"] == "sum"}
+    specs = {name: bases.get(name, spec) for name, spec in skeleton.packed.items()}
+    # a dense base is an ordinary tensor of its module, as the zeros are
+    specs = {name: spec for name, spec in specs.items() if name not in split or spec["format"] not in ("dense", *SPLIT)}
+    plain = container_of(skeleton, specs) == "plain"
+    for number, file in enumerate(checkpoint.files, 1):
+        written: dict[str, Written] = {}
+        for entry in checkpoint.tensors.values():
+            if entry.file == file and (tensor := _of_base(skeleton, split, entry)) is not None:
+                name = skeleton.source_name(tensor.name) if plain and tensor.name in skeleton.origins else tensor.name
+                written[name] = tensor
+        layout = {name: (tensor.dtype, tensor.shape) for name, tensor in written.items()}
+        reads = {name: tensor.read for name, tensor in written.items()}
+        write_shard(folder, number, len(checkpoint.files), layout, partial(_call, reads))
+    finish_shards(folder, len(checkpoint.files))
     copy_companions(checkpoint.folder, folder)
     write_config(folder, folder_config(skeleton, specs))
 
 
-def _module(name: str) -> tuple[str, str]:
-    """Module path and part of a packed tensor's name."""
-    module, _, part = name.rpartition(".weight_")
-    return module, part
+def _call(reads: Mapping[str, Callable[[], Tensor]], name: str) -> Tensor:
+    return reads[name]()
 
 
-def _is_factor(name: str, sums: Mapping[str, Any]) -> bool:
-    module, part = _module(name)
-    return module in sums and part.startswith("correction_")
+def _of_base(skeleton: Skeleton, split: Mapping[str, Spec], entry: TensorEntry) -> Written | None:
+    """What becomes of a stored tensor: the same, a part of a base, or nothing, as of a factor."""
+    module, _, part = entry.name.rpartition(".weight_")
+    if module not in split:
+        return Written(entry.name, entry.dtype, entry.shape, lambda: skeleton.checkpoint.read(entry.name))
+    spec, turned = split[module], skeleton.is_transposed(f"{module}.weight")
+    m, n = spec["shape"]
+    shape = (n, m) if turned else (m, n)
+    if spec["format"] == "low-rank":
+        if part != next(iter(format_of(spec).layout(spec))):
+            return None
+        dtype = parse_dtype(spec["dtype"])
+        return Written(f"{module}.weight", dtype, shape, lambda: torch.zeros(shape, dtype=dtype))
+    if part.startswith("correction_"):
+        return None
+    name = tensor_name(module, part.removeprefix("base_"))
+    if spec["base"]["format"] == "dense" and turned:
+        return Written(name, entry.dtype, shape, lambda: skeleton.checkpoint.read(entry.name).T.contiguous())
+    return Written(name, entry.dtype, entry.shape, lambda: skeleton.checkpoint.read(entry.name))
 
 
-def _base_name(name: str, sums: Mapping[str, Any]) -> str:
-    module, part = _module(name)
-    return tensor_name(module, part.removeprefix("base_")) if module in sums else name
-
-
-def _write_adapter(skeleton: Skeleton, sums: Mapping[str, Any], folder: Path) -> int:
+def _write_adapter(skeleton: Skeleton, split: Mapping[str, Spec], folder: Path) -> int:
     """Write the factors as LoRA's A (r, n) and B (m, r), with a scaling of 1; return their bytes."""
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
-    for name in sums:
+    turned = False
+    for name in split:
         code = skeleton.representation(name)
-        assert isinstance(code, Sum)
-        for side, factor in (("A", code.correction.right), ("B", code.correction.left)):
+        term = code.correction if isinstance(code, Sum) else code
+        assert isinstance(term, LowRank)
+        for side, factor in (("A", term.right), ("B", term.left)):
             dtype = FACTOR_DTYPE if isinstance(factor, Dense) else torch.float32  # in which it is exact
             tensors[f"base_model.model.{name}.lora_{side}.weight"] = factor.dense(dtype).contiguous()
-        ranks[name] = code.correction.rank
+        ranks[name] = term.rank
+        coded = isinstance(code, Sum) and not isinstance(code.base, Dense)
+        turned |= skeleton.is_transposed(f"{name}.weight") and not coded
     rank = max(ranks.values())
     other = {name: value for name, value in ranks.items() if value != rank}
     config = {
@@ -136,7 +153,7 @@ def _write_adapter(skeleton: Skeleton, sums: Mapping[str, Any], folder: Path) ->
         "target_modules": sorted(ranks),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": turned,  # a Conv1D stays one where its base is dense
         "inference_mode": True,
         "base_model_name_or_path": None,
     }

@@ -42,7 +42,7 @@ def learn_gates(
         linears: matrices that are truncated.
         components_of: block -> components of its matrices, by linear name.
         ranks: where to begin.
-        room: their counts, prices and budget.
+        room: their prices and budget.
         steps: how many batches to learn from.
     """
     calibration = run.inputs.calibration
@@ -51,7 +51,7 @@ def learn_gates(
     held = max(1, min(JUDGED_TOKENS // ids.shape[1], len(ids) // 4))
     judged, learned = ids[-held:], ids[:-held] if len(ids) > held else ids
     batch = max(1, WINDOW_TOKENS // ids.shape[1])
-    shares = torch.tensor([(rank or 0) / count for rank, count in zip(ranks, room.counts, strict=True)])
+    shares = torch.tensor([(rank or 0) / price.count for rank, price in zip(ranks, room.prices, strict=True)])
     shares = room.project(shares).requires_grad_(True)
     optimizer = torch.optim.Adam([shares], lr=RATE, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
@@ -86,7 +86,7 @@ def learn_gates(
                 stream,
                 scratch,
                 weights=lambda block: weights(
-                    block, lambda i, part: openness(shares[i] * room.counts[i], len(part.values))
+                    block, lambda i, part: openness(shares[i] * room.prices[i].count, len(part.values))
                 ),
             )
             assert shares.grad is not None

@@ -263,7 +263,7 @@ def _learned(survey: Survey, ranks: dict[str, Rank]) -> dict[str, Rank]:
     rest = [linear.name for linear in survey.linears if linear.name not in names]
     budget = budget_of(survey.stage, survey.linears, survey.run.skeleton)
     budget -= total([ranks[name] for name in rest], [prices[name] for name in rest])
-    room = Room([min(linear.shape) for linear in cut], [prices[linear.name] for linear in cut], budget)
+    room = Room([prices[linear.name] for linear in cut], budget)
     begin = [ranks[linear.name] for linear in cut]
     found = learn_gates(
         survey.run, survey.folder, cut, lambda block: load_components(survey, block), begin, room, settings.steps

@@ -31,9 +31,9 @@ def price_of(stage: Stage, linear: Linear) -> Price:
     settings = settings_of(stage, linear)
     m, n = linear.shape
     if settings.target_size is None:
-        return Price(each=(m + n) * settings.factor_bits / 16, whole=m * n)
+        return Price(each=(m + n) * settings.factor_bits / 16, whole=m * n, count=min(m, n))
     spec = foresee_low_rank(settings, linear.shape, dtype_name(linear.dtype), 128)
-    return Price(each=nbytes(spec) / 128, whole=m * n * linear.dtype.itemsize)
+    return Price(each=nbytes(spec) / 128, whole=m * n * linear.dtype.itemsize, count=min(m, n))
 
 
 def budget_of(stage: Stage, linears: Sequence[Linear], skeleton: Skeleton) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from compressor.formats import GroupInt, LowRank, Sum, TritPlanes, format_of, nbytes, pack, unpack
 from compressor.formats.dense import Dense
 from compressor.formats.group_int import portable_scale
+from compressor.formats.sum import BASES, Base
 
 quick = settings(max_examples=60, deadline=None)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -34,7 +35,9 @@ def product(m: int, r: int, n: int, bits: int = 16, seed: int = 0) -> LowRank:
     return LowRank(integers(m, r, bits, seed), integers(r, n, bits, seed + 1))
 
 
-def base_of(kind: str, m: int, n: int, seed: int = 0) -> GroupInt | TritPlanes:
+def base_of(kind: str, m: int, n: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Base:
+    if kind == "dense":
+        return Dense(normal(m, n, seed=seed).to(dtype))
     if kind == "integers":
         return integers(m, n, 3, seed)
     trits = torch.randint(-1, 2, (2, m, n), generator=torch.Generator().manual_seed(seed)).to(torch.int8)
@@ -58,18 +61,21 @@ def test_products_come_back_bit_for_bit(shape: tuple[int, int, int], bits: int, 
     torch.testing.assert_close(value.dense(torch.float32), exact.float(), rtol=1e-6, atol=1e-9)
 
 
-@given(shapes, st.sampled_from(["integers", "trits"]), st.sampled_from([16, 4]), st.sampled_from(DTYPES))
+@given(shapes, st.sampled_from(["dense", "integers", "trits"]), st.sampled_from([16, 4]), st.sampled_from(DTYPES))
 @quick
 def test_sums_come_back_bit_for_bit(shape: tuple[int, int, int], kind: str, bits: int, dtype: torch.dtype) -> None:
     m, _, n = shape
-    kind = kind if n >= 7 else "integers"
-    value = Sum(base_of(kind, m, n), product(*shape, bits=bits))
+    kind = kind if n >= 7 or kind == "dense" else "integers"
+    value = Sum(base_of(kind, m, n, dtype), product(*shape, bits=bits))
     spec, parts = pack(value, dtype)
     assert sum(part.numel() * part.itemsize for part in parts.values()) == nbytes(spec)
     assert torch.equal(format_of(spec).unpack(parts, spec), value.dense(dtype))
     again = unpack(spec, parts)
     assert isinstance(again, Sum) and torch.equal(again.dense(), value.dense())
-    assert torch.equal(value.dense(), value.base.dense() + value.correction.dense())
+    assert type(again.base) is type(value.base) is BASES[spec["base"]["format"]][0]
+    before = value.base.dense(torch.float32).clone()
+    assert torch.equal(value.dense(), before + value.correction.dense())
+    assert torch.equal(value.base.dense(torch.float32), before)  # a dense base is not written to
 
 
 def test_the_product_is_the_same_on_any_number_of_threads() -> None:
@@ -81,6 +87,14 @@ def test_the_product_is_the_same_on_any_number_of_threads() -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+def test_a_dense_base_is_one_tensor_in_the_dtype_of_the_matrix() -> None:
+    spec, parts = pack(Sum(base_of("dense", 4, 12), product(4, 2, 12)), torch.bfloat16)
+    assert spec["base"] == {"format": "dense", "shape": [4, 12], "dtype": "bfloat16"}
+    assert parts["base_weight"].dtype == torch.bfloat16 and parts["correction_left_weight"].dtype == torch.float16
+    with pytest.raises(ValueError, match="part 'weight' is"):
+        unpack(spec, parts | {"base_weight": torch.zeros(4, 12)})
 
 
 def spec_and_parts() -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -101,7 +115,7 @@ def test_parts_and_terms_that_do_not_belong_are_refused() -> None:
         unpack(spec, parts | {"other": torch.zeros(1)})
     with pytest.raises(ValueError, match="terms"):
         unpack(spec | {"shape": [5, 12]}, parts)
-    with pytest.raises(ValueError, match="expected a code and low-rank"):
+    with pytest.raises(ValueError, match="expected a code or dense, and low-rank"):
         unpack(spec | {"base": spec["correction"]}, parts)
     crossed = spec["correction"] | {"left": spec["correction"]["right"]}
     with pytest.raises(ValueError, match="factors"):

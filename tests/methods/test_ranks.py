@@ -36,7 +36,7 @@ def spectra(shapes: list[tuple[int, int]], seed: int = 0) -> list[Tensor]:
 
 
 def prices(shapes: list[tuple[int, int]]) -> list[Price]:
-    return [Price(each=m + n, whole=m * n) for m, n in shapes]
+    return [Price(each=m + n, whole=m * n, count=min(m, n)) for m, n in shapes]
 
 
 SHAPES = [(64, 64), (16, 64), (172, 64), (64, 172), (64, 64)]
@@ -101,10 +101,10 @@ def test_water_filling_is_near_what_trying_everything_finds(seed: int, keep: flo
 
 
 def test_matrices_that_no_rank_makes_smaller_stay_whole() -> None:
-    assert capped(3, Price(each=10, whole=30)) is None
-    assert capped(2, Price(each=10, whole=30)) == 2
-    assert Price(each=10, whole=30).most == 2
-    assert uniform_ranks([Price(2, 1), Price(8, 16)], 0.9 * 17) == [None, 1]
+    assert capped(3, Price(10, 30, 9)) is None
+    assert capped(2, Price(10, 30, 9)) == 2
+    assert Price(10, 30, 9).most == 2
+    assert uniform_ranks([Price(2, 1, 1), Price(8, 16, 4)], 0.9 * 17) == [None, 1]
 
 
 def test_uniform_ranks_are_the_published_ones() -> None:
@@ -118,7 +118,7 @@ def test_welore_keeps_what_stands_out() -> None:
     """A spectrum with few large values is cut, a flat one is not: it falls below the threshold late or never."""
     steep = torch.tensor([10.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0]).double()
     flat = torch.ones(8).double()
-    ranks = welore_ranks([steep, flat], [Price(16, 64), Price(16, 64)], 96)
+    ranks = welore_ranks([steep, flat], [Price(16, 64, 8), Price(16, 64, 8)], 96)
     assert ranks[1] is None and ranks[0] is not None and ranks[0] <= 2
 
 
@@ -134,13 +134,12 @@ def test_gates_are_differentiable_and_rise(count: int) -> None:
 
 def test_positions_are_moved_onto_the_budget_and_rise_with_it() -> None:
     offered = prices(SHAPES)
-    counts = [min(shape) for shape in SHAPES]
     whole = sum(price.whole for price in offered)
     before = None
     for keep in (0.3, 0.5, 0.7):
-        room = Room(counts, offered, keep * whole)
+        room = Room(offered, keep * whole)
         shares = room.project(torch.tensor([0.9, 0.1, 0.5, 0.5, 0.0]))
-        used = sum(float(share) * count * price.each for share, count, price in zip(shares, counts, offered, strict=True))
+        used = sum(float(s) * price.count * price.each for s, price in zip(shares, offered, strict=True))
         assert used == pytest.approx(keep * whole, rel=1e-4)
         ranks = room.ranks(shares)
         assert total(ranks, offered) <= keep * whole

@@ -1,0 +1,32 @@
+"""``compressor export`` as typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import repacked
+import tiny_models
+from command_line import Command
+
+
+def test_export(command: Command, llama: Path, tmp_path: Path) -> None:
+    packed = repacked.repack(llama, tmp_path / "packed", repacked.everything)
+    result = command("export", packed, tmp_path / "plain", "--format", "dense")
+    assert result.code == 0 and "packed matrices were unpacked" in result.out, result
+    again = command("export", packed, tmp_path / "again")  # dense is the default
+    assert again.code == 0 and tiny_models.digest(tmp_path / "again") == tiny_models.digest(tmp_path / "plain")
+    assert command("generate", tmp_path / "plain", "--prompt", "the", "-n", "2").code == 0
+
+
+def test_mistakes_are_one_line(command: Command, llama: Path, tmp_path: Path) -> None:
+    for arguments, word in (
+        ([llama, tmp_path / "out"], "plain checkpoint already"),
+        ([llama, tmp_path / "out", "--format", "gguf"], "'dense'"),
+        ([tmp_path / "absent", tmp_path / "out"], "no model at"),
+        ([llama], "DEST"),
+    ):
+        result = command("export", *arguments)
+        assert result.code == 2 and result.out == "", result
+        lines = result.err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: ") and word in lines[0], result.err
+    assert not list(tmp_path.iterdir())

@@ -200,6 +200,8 @@ def _chosen(run: Run, stage: Stage, linears: list[Linear], values: Mapping[str, 
     """The ranks by the stage's rule; matrices of which nothing is known get their share."""
     settings = stage.settings
     assert isinstance(settings, DecomposeSettings)
+    if settings.ranks == "uniform":
+        return plain_ranks(stage, linears, run.skeleton)
     budget = budget_of(stage, linears, run.skeleton)
     prices = {linear.name: price_of(stage, linear) for linear in linears}
     unknown = [linear.name for linear in linears if linear.name not in values]
@@ -211,9 +213,7 @@ def _chosen(run: Run, stage: Stage, linears: list[Linear], values: Mapping[str, 
     known = [name for name in prices if name not in ranks]
     left = budget - total(list(ranks.values()), plain)
     offered = [prices[name] for name in known]
-    if settings.ranks == "uniform":
-        found = uniform_ranks(offered, left)
-    elif settings.ranks == "welore":
+    if settings.ranks == "welore":
         found = welore_ranks([values[name] for name in known], offered, left)
     else:
         found = energy_ranks([values[name] for name in known], offered, left)

@@ -134,31 +134,28 @@ def output_error(source: Path, result: Path, name: str, x: torch.Tensor) -> torc
     return (outs[1] - outs[0]).mean(0)
 
 
-def test_biases_make_up_for_the_mean(calibration: Path, tmp_path: Path) -> None:
+def test_biases_make_up_for_the_mean(calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first matrices of a model see the same inputs before and after: their mean output stays."""
     source = tiny_models.save(tiny_models.random_model("qwen2"), tmp_path / "model")
     stage = {"method": "svd-llm", "rank": 3, "weighting": "output"}
+    ids: list[torch.Tensor] = []
+    original = stream.load_inputs
+
+    def remember(*given: Any) -> Any:
+        found = original(*given)
+        ids.append(found.calibration.ids)
+        return found
+
+    monkeypatch.setattr(stream, "load_inputs", remember)
     errors = {}
     for bias in (True, False):
         out = tmp_path / str(bias)
         tiny_models.run_recipe(decomposed({**stage, "bias": bias}, calibration), source, out)
         runner = tiny_models.open_runner(source)
-        inputs = runner.start(calibration_ids(calibration)).states
-        layer = runner.load_block(0)
-        x = layer.input_layernorm(inputs).flatten(0, -2).detach()
+        inputs = runner.start(ids[0]).states
+        x = runner.load_block(0).input_layernorm(inputs).flatten(0, -2).detach()
         errors[bias] = output_error(source, out, "model.layers.0.self_attn.q_proj", x).norm()
     assert errors[True] < 1e-3 * errors[False]
-
-
-def calibration_ids(calibration: Path) -> torch.Tensor:
-    """The windows that a run with `tiny_models.recipe_for` calibrates on."""
-    from compressor.calibration import load_calibration
-
-    seed = tiny_models.recipe_for(calibration, {"method": "wanda"}).calibration.seed
-    windows = load_calibration(
-        [str(calibration)], tiny_models.tokenizer(), nsamples=16, seqlen=tiny_models.LENGTH, seed=seed
-    )
-    return windows.ids
 
 
 def test_loss_weighted_ranks_beat_uniform_ones_where_layers_differ(tmp_path: Path, calibration: Path) -> None:
@@ -308,20 +305,25 @@ def test_learned_positions_are_never_worse_than_where_they_began(
     half: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the windows held out; steps that lead away are forgotten."""
-    seen: list[tuple[list[Any], list[Any]]] = []
-    original = rank_survey.learn_gates
+    judged: list[float] = []
+    found: list[list[Any]] = []
+    original_loss, original = gates.loss_only, rank_survey.learn_gates
+
+    def remember_loss(*given: Any) -> float:
+        judged.append(original_loss(*given))
+        return judged[-1]
 
     def remember(run: Any, scratch: Path, linears: Any, parts: Any, ranks: Any, room: Any, steps: int) -> Any:
-        found = original(run, scratch, linears, parts, ranks, room, steps)
-        seen.append((list(ranks), found))
-        return found
+        found.extend([list(ranks), original(run, scratch, linears, parts, ranks, room, steps)])
+        return found[-1]
 
+    monkeypatch.setattr(gates, "loss_only", remember_loss)
     monkeypatch.setattr(rank_survey, "learn_gates", remember)
     monkeypatch.setattr(gates, "RATE", 5.0)  # leads away at once
     stage = {"method": "dobi", "steps": 2, "rounds": 1, "keep_params": 0.6}
     tiny_models.run_recipe(decomposed(stage, calibration), half, tmp_path / "out")
-    ((before, after),) = seen
-    assert after == before or len(after) == len(before)
+    assert len(judged) == 2  # where it began, and after the last step
+    assert (found[1] == found[0]) == (judged[1] >= judged[0])
 
 
 SCRIPT = """

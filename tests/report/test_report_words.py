@@ -161,6 +161,17 @@ def test_verdict(pairs: list[tuple[float, float]], better: bool | None, words: s
     assert words in verdict.verdict
 
 
+def test_luck_with_a_text_does_not_decide() -> None:
+    """A perplexity below the dense model's says nothing of what was lost: the divergence does."""
+    text = evaluation("t", 9.0, 11.0)
+    for row in text.rows:
+        row.kl = {"compressed": 0.2, "baseline": 0.001}.get(row.who)
+    verdict = judge([text], label="8-bit", bits_per_weight=8.0, bytes=1)
+    assert verdict.better is True and "t KL 0.2 against 0.001" in verdict.verdict
+    text.rows[0].perplexity = 8.0
+    assert judge([text], label="8-bit", bits_per_weight=8.0, bytes=1).better is False
+
+
 def test_verdict_says_when_the_bytes_are_not_the_same() -> None:
     texts = [evaluation("t", 11.0, 12.0)]
     said = [

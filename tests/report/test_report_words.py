@@ -167,7 +167,7 @@ def test_luck_with_a_text_does_not_decide() -> None:
     for row in text.rows:
         row.kl = {"compressed": 0.2, "baseline": 0.001}.get(row.who)
     verdict = judge([text], label="8-bit", bits_per_weight=8.0, bytes=1)
-    assert verdict.better is True and "t KL 0.2 against 0.001" in verdict.verdict
+    assert verdict.better is True and "t KL 0.200 against 0.00100" in verdict.verdict
     text.rows[0].perplexity = 8.0
     assert judge([text], label="8-bit", bits_per_weight=8.0, bytes=1).better is False
 

@@ -76,9 +76,9 @@ def method_options(classes: Mapping[str, type[BaseModel]], panel: str) -> list[i
                 note = ""
             shared = base.model_fields[name] if common and name in base.model_fields else info
             differ = [method for method in users if classes[method].model_fields[name].default != shared.default]
-            if differ:
-                default = classes[differ[0]].model_fields[name].default
-                note += f" (default for {', '.join(differ)}: {_shown(default)})"
+            for default in dict.fromkeys(classes[method].model_fields[name].default for method in differ):
+                who = [method for method in differ if classes[method].model_fields[name].default == default]
+                note += f" (default for {', '.join(who)}: {_shown(default)})"
             out.append(option(name, shared, about=about, note=note, panel=panel))
     return out
 

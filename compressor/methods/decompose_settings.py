@@ -175,6 +175,11 @@ class SvdLlmSettings(DecomposeSettings):
         5, ge=1, le=10, description="how often ranks are chosen, each time on the model as truncated the time before"
     )
     steps: int = Field(60, ge=1, description="dobi: steps of learning the positions of truncation")
+    refit: bool = Field(
+        False,
+        description="afterwards fit the left factor to the inputs behind what is already decomposed, by least squares "
+        "(the local update of SVD-LLM; without dense_share the factors are fitted to these already)",
+    )
     bias: bool = Field(True, description="change the biases of layers that have one so that the mean output stays")
 
     @model_validator(mode="before")

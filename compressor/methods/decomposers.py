@@ -21,7 +21,7 @@ from compressor.methods.factors import even_factors, foresee_factors
 from compressor.methods.gptq import drift_target
 from compressor.methods.statistics import InputStatistics, all_finite
 from compressor.methods.subspace import Components, components, weighing
-from compressor.methods.threads import matmul
+from compressor.methods.threads import matmul, one_thread
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def decompose(
     cost: Tensor | None = None,
     *,
     has_bias: bool = False,
+    behind: InputStatistics | None = None,
 ) -> Decomposed:
     """Replace ``weight`` (m, n) by a product of ``rank``.
 
@@ -77,6 +78,7 @@ def decompose(
         rank: 1 to min(m, n).
         cost: what errors of the outputs cost, in the coordinates of `subspace.output_basis`; None: all the same.
         has_bias: whether the layer has a bias, so that the mean of the outputs need not be fitted.
+        behind: statistics of the inputs to which the left factor is fitted once more; None: it is not.
 
     Raises:
         UserError: weight not finite.
@@ -95,6 +97,8 @@ def decompose(
             mean = stats.total / stats.tokens
             metric = stats.hessian - torch.outer(stats.total, mean)
     parts = components(W, metric, cost, target=target, damp=settings.damp)
+    if behind is not None:
+        parts = _refitted(parts, rank, target, behind.hessian)
     code = even_factors(
         parts,
         rank,
@@ -107,6 +111,17 @@ def decompose(
     dense = code.dense().to(W.device)
     shift = None if mean is None else matmul(target - dense, mean[:, None])[:, 0]
     return Decomposed(code, shift)
+
+
+def _refitted(parts: Components, rank: int, target: Tensor, hessian: Tensor) -> Components:
+    """The first ``rank`` components with the left factor that is best for inputs of second moment ``hessian`` (n, n).
+
+    L = T H R^T (R H R^T)^-1, whatever errors of the outputs cost.
+    """
+    with one_thread():
+        R, H = parts.right[:rank].double(), hessian.double()
+        left = target.double() @ H @ R.T @ torch.linalg.pinv(R @ H @ R.T, hermitian=True)
+    return Components(parts.values[:rank], left.float(), parts.right[:rank])
 
 
 def foresee_low_rank(

@@ -43,7 +43,8 @@ def decompose_block(run: Run, number: int, block: int, linears: list[Linear], wo
         for step, members in enumerate(steps(stage, linears, first)):
             if step:
                 first = _observed(run, stage, block, members, stream, reference, before)
-            _settle(run, number, members, work, first, stream.ids.numel())
+            behind = _behind(run, stage, block, members, stream)
+            _settle(run, number, members, work, first, stream.ids.numel(), behind)
     if reference is not None:
         with torch.no_grad():
             for batch, span in reference.batches():
@@ -97,6 +98,13 @@ def _observed(
     return seen
 
 
+def _behind(run: Run, stage: Stage, block: int, linears: list[Linear], stream: Stream) -> Observation | None:
+    """Statistics of the inputs behind what is already decomposed, where a factor is to be fitted to them afterwards."""
+    settings = stage.settings
+    wanted = isinstance(settings, SvdLlmSettings) and settings.refit
+    return observe(run.runner, block, linears, stream) if wanted else None
+
+
 def _mix(here: InputStatistics, dense: InputStatistics, share: float) -> None:
     """Make ``here`` the mean of both, in place; ``share`` is that of ``dense``."""
     for field in ("hessian", "total", "absolute"):
@@ -112,6 +120,7 @@ def _settle(
     work: BlockWork,
     seen: Observation | None,
     tokens: int,
+    behind: Observation | None = None,
 ) -> None:
     """Decompose matrices with what was seen of their inputs; put them into ``work`` and into the loaded block."""
     stage = run.stages[number]
@@ -128,7 +137,8 @@ def _settle(
         cost = None if cost is None else cost.to(run.runner.device)
         has_bias = bias in run.skeleton.origins
         try:
-            found = decompose(weight, statistics, settings, rank, cost, has_bias=has_bias)
+            again = None if behind is None or statistics is None else behind.statistics[linear.name]
+            found = decompose(weight, statistics, settings, rank, cost, has_bias=has_bias, behind=again)
         except FactorizationError as failure:
             found, statistics, fallback = decompose(weight, None, settings, rank), None, str(failure)
         value = install(work, linear, found.code, run.runner)

@@ -18,11 +18,12 @@ from compressor.engine.tensorfile import Layout
 from compressor.errors import UserError
 from compressor.formats import tensor_name
 from compressor.formats.registry import format_of
+from compressor.methods.decompose_settings import SvdLlmSettings
 from compressor.run.container import Container, container_of
 from compressor.run.embeddings import embedding_violations, foreseen_specs
 from compressor.run.foresee import foreseen_spec, violations
 from compressor.run.planes import foreseen_planes, too_few_bits
-from compressor.run.ranks import plain_ranks, too_small
+from compressor.run.ranks import SURVEYED_TOKENS, plain_ranks, too_small
 from compressor.run.recipe import Recipe, Stage
 from compressor.run.settings import OutputSettings
 
@@ -96,6 +97,8 @@ class Plan:
         coded = sum(prod(spec["shape"]) for spec in self.outer_specs.values()) * itemsize
         block = max(sum(prod(self.skeleton.stored(n)[1]) for n in self.skeleton.block_tensors(b)) for b in blocks)
         hessians = max(_hessian_bytes([x for x in self.skeleton.linears if x.block == b]) for b in blocks)
+        if any(isinstance(s.settings, SvdLlmSettings) and s.settings.surveyed for s in self.recipe.stages):
+            hessians = max(_moment_bytes([x for x in self.skeleton.linears if x.block == b]) for b in blocks)
         widest = max(max(linear.shape) for linear in self.skeleton.linears)
         activations = 6 * max(batch_tokens(self.device), self.seqlen, self.eval_seqlen) * widest * itemsize
         largest = max(prod(linear.shape) for linear in self.skeleton.linears)
@@ -108,7 +111,18 @@ class Plan:
     def disk_bytes(self) -> int:
         """Bytes needed on disk while running: the output twice where shards are joined, and the states twice."""
         joined = 2 if self.tensor_bytes <= ONE_FILE else 1
-        return joined * self.output_bytes + 2 * self.state_bytes + 50_000_000
+        surveyed = max(map(self._survey_bytes, self.recipe.stages, self.targets), default=0)
+        return joined * self.output_bytes + 2 * self.state_bytes + surveyed + 50_000_000
+
+    def _survey_bytes(self, stage: Stage, linears: tuple[Linear, ...]) -> int:
+        """What choosing ranks by the loss puts on disk: components, costs, moments, and the states of all blocks."""
+        settings = stage.settings
+        if not isinstance(settings, SvdLlmSettings) or not settings.surveyed:
+            return 0
+        values = sum(min(x.shape) * (sum(x.shape) + min(x.shape)) + x.shape[1] ** 2 for x in linears)
+        width = self.skeleton.config.get_text_config().hidden_size
+        tokens = min(SURVEYED_TOKENS, self.recipe.calibration.nsamples * self.seqlen)
+        return int(4 * values + tokens * width * self.dtype.itemsize * len(self.skeleton.block_names))
 
     def refuse(self) -> None:
         """Raise the first violation.
@@ -126,6 +140,11 @@ def _hessian_bytes(linears: list[Linear]) -> int:
     groups = {(re.sub(r"(gate|up|q|k|v)_proj$", "", linear.name), linear.shape[1]) for linear in linears}
     sizes = [4 * n * n for _, n in groups]
     return sum(sizes) + 2 * max(sizes, default=0)
+
+
+def _moment_bytes(linears: list[Linear]) -> int:
+    """Bytes of the second moments of all inputs and of the gradients of all outputs of one block."""
+    return sum(4 * (m * m + n * n) for m, n in (linear.shape for linear in linears))
 
 
 def choose_device(name: str) -> torch.device:

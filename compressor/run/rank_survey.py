@@ -28,13 +28,10 @@ from compressor.methods.ranks import Rank, energy_ranks, total, uniform_ranks, w
 from compressor.methods.statistics import InputStatistics, accumulate
 from compressor.methods.subspace import Components, in_basis
 from compressor.run.gates import learn_gates
-from compressor.run.ranks import budget_of, plain_ranks, price_of, settings_of
+from compressor.run.ranks import SURVEYED_TOKENS, budget_of, plain_ranks, price_of, settings_of
 from compressor.run.recipe import Stage
 from compressor.run.session import Run
 from compressor.run.transform import is_starved
-
-SURVEYED_TOKENS = 16384
-"""As many calibration tokens are sent forwards and backwards through the model, in every round."""
 
 
 @dataclass

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import floor, prod
 
 from compressor.engine.skeleton import Linear, Skeleton
@@ -14,6 +13,9 @@ from compressor.methods.decompose_settings import DecomposeSettings, parse_size
 from compressor.methods.decomposers import foresee_low_rank
 from compressor.methods.ranks import Price, Rank, capped, uniform_ranks
 from compressor.run.recipe import Stage
+
+SURVEYED_TOKENS = 16384
+"""As many calibration tokens are sent forwards and backwards through the model, in every round of choosing ranks."""
 
 
 def settings_of(stage: Stage, linear: Linear) -> DecomposeSettings:
@@ -105,8 +107,3 @@ def rank_note(linear: Linear, rank: Rank) -> str:
             f"stays whole: no rank that would be smaller is worth it ({floor(prod(linear.shape) / sum(linear.shape))})"
         )
     return f"rank {rank} of {full}"
-
-
-def fitting(ranks: Mapping[str, Rank], pattern: str) -> dict[str, Rank]:
-    """The ranks of the matrices whose name matches ``pattern``."""
-    return {name: rank for name, rank in ranks.items() if re.search(pattern, name)}

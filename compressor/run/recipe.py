@@ -47,6 +47,7 @@ WHOLE_MODEL = (
     "weighting",
     "drift",
     "in_order",
+    "refit",
     "rounds",
     "steps",
 )

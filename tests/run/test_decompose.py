@@ -30,6 +30,7 @@ STAGES: list[dict[str, Any]] = [
     {"method": "svd-llm"},
     {"method": "svd-llm", "fit": "paper"},
     {"method": "svd-llm", "rank": 7},
+    {"method": "svd-llm", "fit": "paper", "refit": True},
     {"method": "svd-llm", "ranks": "welore", "weighting": "output", "in_order": False},
     {"method": "svd-llm", "dense_share": 0.5, "drift": 0.0, "rounds": 1},
     {"method": "svd-llm", "factor_bits": 8, "keep_params": 0.5},

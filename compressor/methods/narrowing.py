@@ -1,7 +1,7 @@
 """The weights around a narrowed input: in the narrow shapes that are stored, and in the old ones, computing the same.
 
-The old shapes let a model go on with its own modules while it is being compressed. Of an MLP, neurons that are gone have
-zeros on both sides; of attention, values are V' = P P^T V, and the output projection is O' P^T.
+The old shapes let a model go on with its own modules while it is being compressed. Of an MLP, neurons that are gone
+have zeros on both sides; of attention, values are P P^T V, and the output projection is O' P^T.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ def value_bases(output: Tensor, hessian: Tensor, kv_heads: int, dim: int, damp: 
     For one head that has its values for itself, and without the other heads' help, the best O_h' P^T is the best matrix
     of low rank under H_hh, U U^T O_h with U the leading eigenvectors of O_h H_hh O_h^T, and so P spans O_h^T U. These
     are the leading generalized eigenvectors of H O^T O H against H. Where heads share values H differs by head and
-    there is no closed form: the first matrix is summed over the heads, and the second averaged, which is exact where the
-    H_hh are equal.
+    there is no closed form: the first matrix is summed over the heads, the second averaged; exact where the H_hh are
+    equal.
 
     Args:
         output: O (m, heads d) fp32.
@@ -70,7 +70,7 @@ def value_bases(output: Tensor, hessian: Tensor, kv_heads: int, dim: int, damp: 
         metric = torch.stack([H for H, _ in blocks]).mean(0)
         U = inverse_factor(metric, damp).upper.double()
         with one_thread():
-            inner = torch.stack([_square(O.double() @ H.double()) for H, O in blocks]).sum(0)
+            inner = torch.stack([_square(X.double() @ H.double()) for H, X in blocks]).sum(0)
             values, vectors = torch.linalg.eigh(U @ inner @ U.T)
             bases.append(torch.linalg.qr(U.T @ vectors.flip(1)).Q.float())
             worths.append(values.flip(0).clamp(min=0))
@@ -149,8 +149,8 @@ def _descend(output: Tensor, hessian: Tensor, now: NarrowValues, shift: float) -
     def down(D: Tensor) -> Tensor:
         """-1/2 of the gradient over E of tr(D H D^T), for D = O - O' E (m, heads d)."""
         pulled = matmul(D, hessian).add_(D, alpha=shift)
-        blocks = zip(now.output.split(width, 1), pulled.split(dim, 1), strict=True)
-        return torch.stack([matmul(O.T, X) for O, X in blocks]).reshape(groups, -1, width, dim).sum(1)
+        blocks = zip(torch.split(now.output, width, 1), torch.split(pulled, dim, 1), strict=True)
+        return torch.stack([matmul(X.T, Y) for X, Y in blocks]).reshape(groups, -1, width, dim).sum(1)
 
     left, right = _preconditioner(hessian, now, shift)
     R = down(output - expand_output(now.output, now.bases))
@@ -171,11 +171,11 @@ def _descend(output: Tensor, hessian: Tensor, now: NarrowValues, shift: float) -
 
 
 def _preconditioner(hessian: Tensor, now: NarrowValues, shift: float) -> tuple[Tensor, Tensor]:
-    """(sum_h O'_h^T O'_h)^-1 and (mean of the H_hh)^-1 of every key-value head: exact for one head with values alone."""
+    """(sum_h O'_h^T O'_h)^-1 and (mean H_hh)^-1 of every key-value head: exact for a head that has its values alone."""
     groups, dim, width = now.bases.shape
     outputs = now.output.T.reshape(groups, -1, width, len(now.output)).transpose(0, 1)
     spans = torch.arange(len(hessian), device=hessian.device).reshape(groups, -1, dim).transpose(0, 1)
-    left = torch.stack([_square(O.T) for shared in outputs for O in shared])
+    left = torch.stack([_square(X.T) for shared in outputs for X in shared])
     right = torch.stack([hessian[span][:, span] for shared in spans for span in shared])
     summed = (block.reshape(-1, groups, *block.shape[1:]).double().sum(0) for block in (left, right))
     gram, metric = summed

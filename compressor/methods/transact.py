@@ -89,15 +89,17 @@ def eliminate(weight: Tensor, hessian: Tensor, count: int, damp: float = DAMP) -
     left = torch.arange(n, device=weight.device)
     step = max(1, -(-n // AT_ONCE))
     order: list[int] = []
-    losses = [0.0]
+    costs = [0.0]
     while len(order) < count:
-        taken, costs = _cheapest(W, P, min(step, count - len(order)))
+        taken, spent = _cheapest(W, P, min(step, count - len(order)))
         order += left[taken].tolist()
-        losses += [losses[-1] + sum(costs[: i + 1]) for i in range(len(costs))]
+        costs += spent
         stays = torch.ones(len(left), dtype=torch.bool, device=W.device)
         stays[taken] = False
         W, P, left = *_without(W, P, taken, stays), left[stays]
-    return Elimination(torch.tensor(order, dtype=torch.int64, device=weight.device), torch.tensor(losses).double())
+    return Elimination(
+        torch.tensor(order, dtype=torch.int64, device=weight.device), torch.tensor(costs, dtype=torch.float64).cumsum(0)
+    )
 
 
 def _cheapest(W: Tensor, P: Tensor, count: int) -> tuple[Tensor, list[float]]:

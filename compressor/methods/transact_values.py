@@ -18,9 +18,7 @@ from compressor.methods.statistics import inverse_factor
 from compressor.methods.threads import matmul, one_thread
 from compressor.methods.transact import DAMP, fit_again
 
-TURNS = 8
-STEPS = 6
-"""Steps of conjugate gradients for the subspaces in every turn."""
+TURNS = 16
 ENOUGH = 1e-3
 """Turns end when one lowers the loss by a smaller share."""
 
@@ -112,9 +110,9 @@ def _inside(hessian: Tensor, bases: Tensor) -> Tensor:
 def improve(output: Tensor, hessian: Tensor, start: Tensor, damp: float = DAMP, turns: int = TURNS) -> NarrowValues:
     """Take turns between the output projection and all subspaces together, each fitted with the other held.
 
-    For a given O' the loss is quadratic in the E_g of O' E (E_g = P_g^T at first); a few preconditioned steps of
-    conjugate gradients lower it, and only their spans are taken over. So heads that share values, and heads that know
-    of each other, are seen as they are. No turn makes the loss larger: one that does is the last and is not taken.
+    For a given O' the loss is quadratic in the E_g of O' E (E_g = P_g^T at first). One preconditioned step lowers it
+    (more steps a turn were no better), and only its span is taken over. So heads that share values, and heads that
+    know of each other, are seen as they are. No turn makes the loss larger: one that does is the last and not taken.
 
     Args:
         output: O (m, heads d) fp32.
@@ -129,7 +127,7 @@ def improve(output: Tensor, hessian: Tensor, start: Tensor, damp: float = DAMP, 
         return best
     shift = damp * float(hessian.diagonal().double().mean())
     for _ in range(turns):
-        E = _descend(output, hessian, best, shift)
+        E = _step(output, hessian, best, shift)
         with one_thread():
             bases = torch.linalg.qr(E.double().transpose(1, 2)).Q.float()
         now = narrow_values(output, hessian, bases, damp)
@@ -141,33 +139,26 @@ def improve(output: Tensor, hessian: Tensor, start: Tensor, damp: float = DAMP, 
     return best
 
 
-def _descend(output: Tensor, hessian: Tensor, now: NarrowValues, shift: float) -> Tensor:
-    """E (kv_heads, d', d) with a lower loss than P^T for the given O', by preconditioned conjugate gradients."""
+def _step(output: Tensor, hessian: Tensor, now: NarrowValues, shift: float) -> Tensor:
+    """E (kv_heads, d', d) with a lower loss than P^T for the given O': the best length of one preconditioned step."""
     groups, dim, width = now.bases.shape
-    E = now.bases.transpose(1, 2).contiguous()
 
-    def down(D: Tensor) -> Tensor:
+    def pulled(D: Tensor) -> Tensor:
         """-1/2 of the gradient over E of tr(D H D^T), for D = O - O' E (m, heads d)."""
-        pulled = matmul(D, hessian).add_(D, alpha=shift)
-        blocks = zip(torch.split(now.output, width, 1), torch.split(pulled, dim, 1), strict=True)
+        blocks = zip(
+            torch.split(now.output, width, 1),
+            torch.split(matmul(D, hessian).add_(D, alpha=shift), dim, 1),
+            strict=True,
+        )
         return torch.stack([matmul(X.T, Y) for X, Y in blocks]).reshape(groups, -1, width, dim).sum(1)
 
+    E = now.bases.transpose(1, 2)
     left, right = _preconditioner(hessian, now, shift)
-    R = down(output - expand_output(now.output, now.bases))
-    Z = left @ R @ right
-    step = Z
-    rz = (R * Z).sum(dtype=torch.float64)
-    for _ in range(STEPS):
-        pushed = down(expand_output(now.output, step.transpose(1, 2)))
-        curvature = (step * pushed).sum(dtype=torch.float64)
-        if not bool((curvature > 0) & (rz > 0)):
-            break
-        alpha = float(rz / curvature)
-        E, R = E + alpha * step, R - alpha * pushed
-        Z = left @ R @ right
-        before, rz = rz, (R * Z).sum(dtype=torch.float64)
-        step = Z + float(rz / before) * step
-    return E
+    down = pulled(output - expand_output(now.output, now.bases))
+    way = left @ down @ right
+    curvature = (way * pulled(expand_output(now.output, way.transpose(1, 2)))).sum(dtype=torch.float64)
+    slope = (way * down).sum(dtype=torch.float64)
+    return E + float(slope / curvature) * way if bool((curvature > 0) & (slope > 0)) else E
 
 
 def _preconditioner(hessian: Tensor, now: NarrowValues, shift: float) -> tuple[Tensor, Tensor]:

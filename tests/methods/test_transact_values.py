@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from reference import correlated
 from torch import Tensor
 
+from compressor.methods import transact_values
 from compressor.methods.narrowing import (
     expand_output,
     expand_values,
@@ -106,6 +108,25 @@ def test_better_than_by_variance_and_best_with_turns(seed: int) -> None:
     turned = [improve(O, H, start, turns=turns).loss for turns in (0, 1, 3, 8)]
     assert closed < variance
     assert turned[0] == closed and turned == sorted(turned, reverse=True) and turned[-1] < 0.9 * closed
+
+
+def test_repeated_steps_solve_for_the_subspaces_exactly() -> None:
+    """Against one dense linear system over all key-value heads."""
+    O, H, _ = correlated(9, 12)
+    now = narrow_values(O, H, cut(value_bases(O, H, 2, 3)[0], 2))
+    shift = 0.01 * float(H.diagonal().mean())
+    A, P = H.double() + shift * torch.eye(12, dtype=torch.float64), now.output.double()
+    units = []  # O' E of every unit E
+    for unknown in range(12):
+        E = torch.zeros(12, dtype=torch.float64)
+        E[unknown] = 1
+        units.append(P @ wide(E.reshape(2, 2, 3).transpose(1, 2), 4).T)
+    gram = torch.stack([torch.stack([((X @ A) * Y).sum() for Y in units]) for X in units])
+    right = torch.stack([((O.double() @ A) * X).sum() for X in units])
+    exact = torch.linalg.solve(gram, right).reshape(2, 2, 3)
+    for _ in range(20):
+        now = replace(now, bases=transact_values._step(O, H, now, shift).transpose(1, 2).contiguous())
+    torch.testing.assert_close(now.bases.transpose(1, 2).double(), exact, rtol=1e-4, atol=1e-5)
 
 
 layouts = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 40), st.booleans())

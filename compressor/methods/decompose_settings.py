@@ -219,6 +219,58 @@ class CordaSettings(DecomposeSettings):
     ranks: Literal["uniform"] = Field("uniform", description=DecomposeSettings.model_fields["ranks"].description)
 
 
+class TransactSettings(DecomposeSettings):
+    """TransAct: MLPs with fewer neurons, values with fewer dimensions; a plainly smaller model for any runtime.
+
+    Which class of transformers can say this decides what can be asked for: all layers get the same widths.
+    """
+
+    keep_params: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="share of the parameters of MLPs, value and output projections that is kept; neurons make up for "
+        "what values leave (0.8 by default, unless mlp is given)",
+    )
+    mlp: float | None = Field(None, gt=0, le=1, description="share of the neurons of an MLP, instead of keep_params")
+    values: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the dimensions of an attention value; the cache of keys and values shrinks with it, and "
+        "the model becomes one of the class mimo_v2_flash, which computes the same",
+    )
+    multiple: int = Field(1, ge=1, description="neurons are kept in multiples of this, say 64 for an accelerator")
+    target_size: None = Field(None, description=DecomposeSettings.model_fields["target_size"].description)
+    rank: None = Field(None, description=DecomposeSettings.model_fields["rank"].description)
+    ranks: Literal["uniform"] = Field("uniform", description=DecomposeSettings.model_fields["ranks"].description)
+    factor_bits: Literal[16] = Field(16, description=DecomposeSettings.model_fields["factor_bits"].description)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_share(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("keep_params") is None and data.get("mlp") is None:
+            return {**data, "keep_params": 0.8}
+        return data
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> TransactSettings:
+        if self.keep_params is not None and self.mlp is not None:
+            raise ValueError("keep_params and mlp exclude each other: give one")
+        if self.mlp == 1 and self.values == 1:
+            raise ValueError("mlp 1 and values 1 leave everything as it is")
+        if self.include or self.exclude:
+            raise ValueError("all layers get the same widths: include and exclude do not go with transact")
+        return self
+
+    @property
+    def budget(self) -> str:
+        """What is asked for, in a few words."""
+        told = f"{self.keep_params:.0%}" if self.keep_params is not None else f"neurons {self.mlp:.0%}"
+        return told if self.values == 1 else f"{told} values {self.values:.0%}"
+
+
 DECOMPOSE_METHODS: dict[str, type[DecomposeSettings]] = {
     "svd": SvdSettings,
     "asvd": AsvdSettings,
@@ -226,5 +278,6 @@ DECOMPOSE_METHODS: dict[str, type[DecomposeSettings]] = {
     "dobi": DobiSettings,
     "welore": WeloreSettings,
     "corda": CordaSettings,
+    "transact": TransactSettings,
 }
 """The settings class of every decomposing method."""

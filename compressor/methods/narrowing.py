@@ -17,9 +17,9 @@ def expand_columns(narrow: Tensor, kept: Tensor, inputs: int) -> Tensor:
     return narrow.new_zeros(len(narrow), inputs).index_copy_(1, kept, narrow)
 
 
-def mask_rows(weight: Tensor, kept: Tensor) -> Tensor:
-    """Return ``weight`` (n, ...) with zeros in all rows but ``kept`` (k,): an up or gate projection, or its bias."""
-    return torch.zeros_like(weight).index_copy_(0, kept, weight[kept])
+def expand_rows(narrow: Tensor, kept: Tensor, outputs: int) -> Tensor:
+    """Return (outputs, ...): the rows of ``narrow`` (k, ...) in the places ``kept`` (k,), zeros elsewhere."""
+    return narrow.new_zeros(outputs, *narrow.shape[1:]).index_copy_(0, kept, narrow)
 
 
 def project_columns(weight: Tensor, bases: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ def choose_planes(
     """Return a number of planes for every matrix, with bits that add up to ``budget`` at most.
 
     Upgrades along the lower convex hull of each matrix's (bits, error) are taken in the order of what they spare for a
-    bit, of those that still fit: within one upgrade of the least sum of errors that the budget allows.
+    bit, as long as they fit: within one upgrade of the least sum of errors that the budget allows.
 
     Args:
         errors: for each matrix, number of planes -> error.
@@ -31,8 +31,8 @@ def choose_planes(
     def offer(index: int) -> None:
         gains = {}
         for planes in bits[index]:
-            cost = bits[index][planes] - bits[index][chosen[index]]
-            if planes > chosen[index] and cost <= left:
+            if planes > chosen[index]:
+                cost = bits[index][planes] - bits[index][chosen[index]]
                 gains[planes] = (errors[index][chosen[index]] - errors[index][planes]) / cost
         if gains and (best := max(gains, key=lambda planes: (gains[planes], planes))) and gains[best] > 0:
             heapq.heappush(heap, (-gains[best], index, best))
@@ -45,5 +45,5 @@ def choose_planes(
         if cost <= left:
             left -= cost
             chosen[index] = planes
-        offer(index)  # where it no longer fits, a smaller one may
+            offer(index)
     return chosen

@@ -86,6 +86,10 @@ class Size(Part):
     bits_per_weight_model: float = Field(description="bits of all tensors / distinct source parameters")
     source_bits_per_weight: float = Field(description="bits of all source tensors / distinct parameters")
     ledger: list[LedgerRow] = Field(description="the output by group and format")
+    kv_bytes_per_token: int | None = Field(
+        default=None, description="bytes a token adds to the cache of keys and values, where narrowing changed them"
+    )
+    source_kv_bytes_per_token: int | None = Field(default=None, description="the same of the source")
 
 
 class Layer(Part):

@@ -50,9 +50,13 @@ def what_was_done(report: Report) -> str:
     zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in done) / weights
     data = report.calibration
     calibrated = f"calibrated on {data.tokens:,} tokens" if data else "data-free"
+    size = report.size
+    cache = ""
+    if size.kv_bytes_per_token is not None and size.kv_bytes_per_token != size.source_kv_bytes_per_token:
+        cache = f"; a token takes {size.kv_bytes_per_token} bytes of cache instead of {size.source_kv_bytes_per_token}"
     return (
         f"{len(done)} of {len(report.layers)} linears ({parameters_text(weights)} weights) by {methods}: "
-        f"{percent(zeros)} zeros, stored as {formats}; {calibrated}"
+        f"{percent(zeros)} zeros, stored as {formats}; {calibrated}{cache}"
     )
 
 

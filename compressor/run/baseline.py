@@ -20,7 +20,7 @@ def baseline_weight(work: BlockWork, linear: Linear) -> tuple[Tensor, dict[str, 
     matrix has, two bits are taken, and the facts say so: the baseline is then the larger one.
     """
     original = work.unfolded.get(f"{linear.name}.weight", work.originals[linear.name]).to(torch.float32)
-    if isinstance(work.weights[linear.name], Dense):
+    if isinstance(work.weights[linear.name], Dense) and linear.name + ".weight" not in work.narrow:
         size = original.numel() * linear.dtype.itemsize
         return original, {"bits": 8 * linear.dtype.itemsize, "bytes": size, "over": False, "group": None}
     n = linear.shape[1]

@@ -175,7 +175,7 @@ def make_report(
 def _layers(run: Run) -> list[Layer]:
     """The rows noted block by block; where the output is dense, with the bytes that its matrices have there."""
     rows = [row for record in run.journal.blocks for row in record["layers"]]
-    if run.recipe.save == "dense":
+    if run.recipe.save == "dense" and run.plan.narrowing is None:
         stored = {linear.name: linear.dtype for linear in run.skeleton.linears}
         rows = [
             row
@@ -209,7 +209,7 @@ def _size(run: Run, specs: dict[str, dict[str, Any]], layers: list[Layer]) -> Si
         RuntimeError: the two differ by more than a percent, which would be a lie in the report.
     """
     skeleton, folder = run.skeleton, run.folder
-    layouts = predict_layouts(skeleton, run.recipe, specs)
+    layouts = predict_layouts(skeleton, run.recipe, specs, run.plan.narrowing)
     tensors = sum(prod(shape) * dtype.itemsize for layout in layouts for dtype, shape in layout.values())
     accounted = tensors + container_bytes(layouts)
     contents = read_contents(folder, carried_over=skeleton.extra)
@@ -228,6 +228,8 @@ def _size(run: Run, specs: dict[str, dict[str, Any]], layers: list[Layer]) -> Si
         bits_per_weight_model=8 * tensors / parameters,
         source_bits_per_weight=8 * source.nbytes / parameters,
         ledger=contents.ledger(read_contents(source.folder)),
+        kv_bytes_per_token=None if run.plan.narrowing is None else run.plan.narrowing.cache,
+        source_kv_bytes_per_token=None if run.plan.narrowing is None else run.plan.narrowing.cache_before,
     )
 
 

@@ -22,6 +22,7 @@ from compressor.methods.decompose_settings import SvdLlmSettings
 from compressor.run.container import Container, container_of
 from compressor.run.embeddings import embedding_violations, foreseen_specs
 from compressor.run.foresee import foreseen_spec, violations
+from compressor.run.narrow_plan import Narrowing, foresee_narrow
 from compressor.run.planes import foreseen_planes, too_few_bits
 from compressor.run.ranks import SURVEYED_TOKENS, plain_ranks, too_small
 from compressor.run.recipe import Recipe, Stage
@@ -40,6 +41,7 @@ class Plan:
         seqlen, eval_seqlen: tokens in a calibration and in an evaluation window.
         targets: for each stage, the linears it touches.
         specs: predicted manifest entries of the packed linears.
+        narrowing: what the model becomes where it gets other shapes; None where it keeps them.
         layouts: predicted contents of every output shard, the outer tensors first.
         violations: rules that the recipe breaks on this model; a run is refused.
     """
@@ -53,6 +55,7 @@ class Plan:
     targets: tuple[tuple[Linear, ...], ...]
     specs: dict[str, dict[str, Any]]
     layouts: list[Layout]
+    narrowing: Narrowing | None
     violations: tuple[str, ...]
 
     @property
@@ -223,6 +226,8 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     for asked, linears in zip(recipe.stages, targets, strict=True):
         broken += too_few_bits(asked, linears)
         ranks: dict[str, int | None] = {}
+        if asked.name == "transact":
+            continue
         if asked.kind == "decompose":
             small = too_small(asked, linears, skeleton)
             broken += small
@@ -235,6 +240,11 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
             if asked.kind != "decompose" or entry["format"] != "dense":
                 specs[linear.name] = entry
     specs |= foreseen_specs(skeleton, recipe)
+    narrowing = None
+    try:
+        narrowing = foresee_narrow(recipe.stages, skeleton)
+    except UserError as error:
+        broken.append(str(error))
     broken += embedding_violations(skeleton, recipe)
     if recipe.save == "packed":
         specs = {**{name: dict(spec) for name, spec in skeleton.packed.items()}, **specs}
@@ -249,7 +259,8 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
         eval_seqlen=choose_seqlen(eval_seqlen, skeleton.config, "--eval-seqlen"),
         targets=targets,
         specs=specs if recipe.save == "packed" else {},
-        layouts=predict_layouts(skeleton, recipe, specs),
+        layouts=predict_layouts(skeleton, recipe, specs, narrowing),
+        narrowing=narrowing,
         violations=tuple(dict.fromkeys(broken)),
     )
 
@@ -266,15 +277,19 @@ def _targets(stage: Stage, number: int, skeleton: Skeleton) -> tuple[Linear, ...
     return chosen
 
 
-def predict_layouts(skeleton: Skeleton, recipe: Recipe, specs: dict[str, dict[str, Any]]) -> list[Layout]:
+def predict_layouts(
+    skeleton: Skeleton, recipe: Recipe, specs: dict[str, dict[str, Any]], narrowing: Narrowing | None
+) -> list[Layout]:
     """Contents of every output shard: the outer tensors, then block by block."""
-    if recipe.save == "dense":
+    if recipe.save == "dense" and narrowing is None:
         return dense_layouts(skeleton)
     layouts = [outer_layout(skeleton, lambda name: name, specs)]
     for block in range(len(skeleton.block_names)):
         layout: Layout = {}
         for name in skeleton.block_tensors(block):
             layout |= _stored_as(skeleton, name, specs, str)
+            if narrowing is not None and name in narrowing.shapes:
+                layout[name] = (skeleton.stored(name)[0], narrowing.shapes[name])
         layouts.append(layout)
     return layouts
 

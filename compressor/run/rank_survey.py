@@ -21,7 +21,7 @@ from torch import Tensor
 from compressor.engine.backward import loss_backward, seen_linears
 from compressor.engine.skeleton import Linear
 from compressor.errors import UserError
-from compressor.methods.decompose_settings import DecomposeSettings, SvdLlmSettings
+from compressor.methods.decompose_settings import DecomposeSettings, SvdLlmSettings, TransactSettings
 from compressor.methods.decomposers import take_apart
 from compressor.methods.gates import Room
 from compressor.methods.ranks import Rank, energy_ranks, total, uniform_ranks, welore_ranks
@@ -66,7 +66,7 @@ def survey_ranks(run: Run, number: int) -> dict[str, Rank]:
     """
     stage = run.recipe.stages[number]
     settings = stage.settings
-    if not isinstance(settings, DecomposeSettings):
+    if not isinstance(settings, DecomposeSettings) or isinstance(settings, TransactSettings):
         return {}
     linears = list(run.plan.targets[number])
     if not settings.surveyed:

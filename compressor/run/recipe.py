@@ -238,6 +238,11 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
     Raises:
         UserError: names the stage and the rule.
     """
+    if len(stages) > 1 and (alone := next((stage for stage in stages if stage.name == "transact"), None)):
+        raise UserError(
+            f"{alone.label} changes the shapes of the model and must be the only stage",
+            fix="run the others as commands of their own, before or on its output",
+        )
     for number, (earlier, later) in enumerate(pairwise(stages), 2):
         if earlier.kind == "quantize" or getattr(earlier.settings, "bits", None) is not None:
             raise UserError(

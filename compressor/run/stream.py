@@ -41,6 +41,7 @@ from compressor.run.decompose import decompose_block
 from compressor.run.embeddings import code_embeddings, coded_runner
 from compressor.run.folding import fold_scales
 from compressor.run.inputs import Inputs, load_inputs, probe_ids
+from compressor.run.narrow import narrow_block
 from compressor.run.plan import Plan, make_plan
 from compressor.run.plane_survey import survey_planes
 from compressor.run.planes import settled
@@ -233,8 +234,11 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
         stream = run.streams.get(f"stage {number}")
         if stage.kind == "decompose":
             since = time.perf_counter()
-            seen = decompose_block(run, number, block, chosen, work)
-            experts = finish.expert_tokens(chosen, seen) if seen is not None else experts
+            if run.plan.narrowing is not None:
+                narrow_block(run, number, block, work)
+            else:
+                seen = decompose_block(run, number, block, chosen, work)
+                experts = finish.expert_tokens(chosen, seen) if seen is not None else experts
             run.timed("solving", since)
             _pass_on(run, block, stream)
             continue

@@ -45,6 +45,7 @@ class BlockWork:
         layers: linear name -> what the report will say of it.
         folded: tensor name -> new value, stored dtype, of norms and biases into which scales were folded. Weights and
             originals of the linears that took part are fp32, and those of scaled inputs.
+        narrow: tensor name -> what is written of it, stored dtype, where its shape has changed.
         unfolded: tensor name -> what it was, (out, in) for a linear, of everything that was changed by folding.
     """
 
@@ -52,6 +53,7 @@ class BlockWork:
     originals: dict[str, Tensor] = field(default_factory=dict)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     folded: dict[str, Tensor] = field(default_factory=dict)
+    narrow: dict[str, Tensor] = field(default_factory=dict)
     unfolded: dict[str, Tensor] = field(default_factory=dict)
 
 

@@ -29,7 +29,7 @@ def write_outer(folder: Path, plan: Plan, codes: Mapping[str, GroupInt]) -> None
         codes: module path -> new code of an embedding.
     """
     skeleton = plan.skeleton
-    rename = skeleton.source_name if plan.recipe.save == "dense" else str
+    rename = skeleton.source_name if plan.recipe.save == "dense" and plan.narrowing is None else str
     module_names = {rename(name): name for name in skeleton.outer_tensors()}
     packed: dict[str, Tensor] = {}
     for module in plan.outer_specs:
@@ -59,13 +59,14 @@ def write_block(
     work: BlockWork,
 ) -> None:
     """Write the shard of a finished block, packed or dense."""
-    if plan.recipe.save == "dense":
+    if plan.recipe.save == "dense" and plan.narrowing is None:
         tensors = _dense_tensors(plan, block, work)
     else:
         tensors = {tensor_name(module, part): tensor for module in specs for part, tensor in parts[module].items()}
         for name in plan.skeleton.block_tensors(block):
             if name.removesuffix(".weight") not in specs:
-                tensors[name] = work.folded[name] if name in work.folded else plan.skeleton.read(name)
+                changed = work.narrow if name in work.narrow else work.folded
+                tensors[name] = changed[name] if name in changed else plan.skeleton.read(name)
     write_shard(folder, block + 2, len(plan.layouts), layout_of(tensors.items()), tensors.__getitem__)
 
 
@@ -94,7 +95,8 @@ def _dense_tensors(plan: Plan, block: int, work: BlockWork) -> dict[str, Tensor]
 def write_companions(folder: Path, plan: Plan, specs: dict[str, dict[str, Any]]) -> None:
     """Write config.json, the recipe and, for packed folders, the reader; copy tokenizer and the rest unchanged."""
     copy_companions(plan.skeleton.checkpoint.folder, folder)
-    write_config(folder, folder_config(plan.skeleton, specs if plan.recipe.save == "packed" else {}))
+    narrow = None if plan.narrowing is None else plan.narrowing.config
+    write_config(folder, narrow or folder_config(plan.skeleton, specs if plan.recipe.save == "packed" else {}))
     recipe = yaml.safe_dump(plan.recipe.resolved(), sort_keys=False, allow_unicode=True)
     write_atomically(folder / "recipe.yaml", recipe)
 

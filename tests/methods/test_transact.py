@@ -13,7 +13,7 @@ from reference import correlated, damped, quadratic
 from torch import Tensor
 
 from compressor.methods import transact
-from compressor.methods.narrowing import expand_columns, mask_rows
+from compressor.methods.narrowing import expand_columns, expand_rows
 from compressor.methods.statistics import FactorizationError
 from compressor.methods.transact import eliminate, narrow_mlp
 
@@ -171,6 +171,8 @@ def test_an_expanded_mlp_gives_what_the_narrow_one_gives(act: Callable[[Tensor],
     full = inner(lambda weight: weight)
     narrow = narrow_mlp(down, full.T @ full, kept)
     expected = inner(lambda weight: weight[kept]) @ narrow.down.T
-    expanded = inner(lambda weight: mask_rows(weight, kept)) @ expand_columns(narrow.down, kept, 20).T
+    expanded = (
+        inner(lambda weight: expand_rows(weight[kept], kept, len(weight))) @ expand_columns(narrow.down, kept, 20).T
+    )
     torch.testing.assert_close(expanded, expected)
     assert int((expand_columns(narrow.down, kept, 20) != 0).any(0).sum()) == 6

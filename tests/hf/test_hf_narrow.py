@@ -28,8 +28,8 @@ from compressor.hf.narrow import (
 from compressor.methods.narrowing import (
     expand_columns,
     expand_output,
+    expand_rows,
     expand_values,
-    mask_rows,
     narrow_values_of,
     project_columns,
 )
@@ -143,7 +143,7 @@ def test_narrow_mlps_are_the_models_own_class(family: str) -> None:
     for name in model.state_dict():
         module, _, kind = name.rpartition(".")
         if module.endswith(names.into):
-            narrow[name], expanded[name] = narrow[name][rows], mask_rows(narrow[name], rows)
+            narrow[name], expanded[name] = narrow[name][rows], expand_rows(narrow[name][rows], rows, len(narrow[name]))
         elif module.endswith(names.out) and kind == "weight":
             narrow[name] = narrow[name][:, kept]
             expanded[name] = expand_columns(narrow[name], kept, neurons)

@@ -12,7 +12,7 @@ from compressor.engine.forward import Stream
 from compressor.engine.observe import Observation, observe
 from compressor.engine.skeleton import Linear
 from compressor.methods.decompose_settings import SvdLlmSettings
-from compressor.methods.decomposers import decompose
+from compressor.methods.decomposers import decompose, with_residual
 from compressor.methods.quadratic import layer_error
 from compressor.methods.statistics import FactorizationError, InputStatistics
 from compressor.run.rank_survey import as_held, cost_of
@@ -54,7 +54,7 @@ def decompose_block(run: Run, number: int, block: int, linears: list[Linear], wo
 def steps(stage: Stage, linears: Sequence[Linear], seen: Observation) -> list[list[Linear]]:
     """Groups of linears that are settled together: by their inputs, in the order of use; or all at once."""
     settings = stage.settings
-    if not isinstance(settings, SvdLlmSettings) or not settings.in_order:
+    if not isinstance(settings, SvdLlmSettings) or not settings.in_order or settings.residual:
         return [list(linears)]
     leader: dict[int, str] = {}
     groups: dict[str, list[Linear]] = {}
@@ -131,7 +131,8 @@ def _settle(
             found = decompose(weight, statistics, settings, rank, cost, has_bias=has_bias)
         except FactorizationError as failure:
             found, statistics, fallback = decompose(weight, None, settings, rank), None, str(failure)
-        value = install(work, linear, found.code, run.runner)
+        code = with_residual(weight, found.code, linear.dtype) if settings.residual else found.code
+        value = install(work, linear, code, run.runner)
         error = None
         if statistics is not None:
             value = value.to(run.runner.device, torch.float32)

@@ -69,7 +69,10 @@ def plain_ranks(stage: Stage, linears: Sequence[Linear], skeleton: Skeleton) -> 
     prices = [price_of(stage, linear) for linear in linears]
     settings = stage.settings
     assert isinstance(settings, DecomposeSettings)
-    if settings.rank is None:
+    if settings.residual and settings.rank is not None:
+        wanted = [settings_of(stage, linear).rank or settings.rank for linear in linears]
+        ranks: list[Rank] = [min(rank, *linear.shape) for rank, linear in zip(wanted, linears, strict=True)]
+    elif settings.rank is None:
         ranks = uniform_ranks(prices, budget_of(stage, linears, skeleton))
     else:
         ranks = [

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from compressor.cli.common import Model
+from compressor.cli.run import emit
 
 
 def adapter(
@@ -21,8 +22,4 @@ def adapter(
 
     Example: compressor adapter corrected -o apart
     """
-    from compressor.report.numbers import bytes_text
-    from compressor.run.adapter import ADAPTER, split_adapter
-
-    split = split_adapter(model, output)
-    typer.echo(f"{split.corrections} low-rank terms ({bytes_text(split.adapter_bytes)}) are in {output / ADAPTER}")
+    emit(model, output)

@@ -104,16 +104,25 @@ def carry_out(
     verbose: int,
     quiet: bool,
     as_json: bool,
+    adapter: Path | None = None,
 ) -> None:
-    """Plan or run a recipe, and say what came out."""
+    """Plan or run a recipe, and say what came out.
+
+    Args:
+        adapter: folder into which the result is split afterwards, as by ``compressor adapter``.
+    """
     if dry_run:
         show_plan(recipe, model, trust_remote_code, revision, as_json)
         return
     if output is None:
         raise UserError("no output folder given", fix="-o FOLDER")
     from compressor.cli.show import print_result
-    from compressor.run.stream import Options, compress
+    from compressor.run.adapter import check_split
+    from compressor.run.stream import Options, compress, foresee
 
+    if adapter is not None:
+        _, foreseen = foresee(recipe, model, trust_remote_code=trust_remote_code, revision=revision)
+        check_split(foreseen, output, adapter)
     options = Options(
         output=output,
         fresh=fresh,
@@ -131,3 +140,15 @@ def carry_out(
         print_json(report.model_dump(mode="json"))
     elif not quiet:
         print_result(report, output)
+    if adapter is not None:
+        emit(str(output), adapter, trust_remote_code=trust_remote_code, silent=quiet or as_json)
+
+
+def emit(model: str, folder: Path, *, trust_remote_code: bool = False, silent: bool = False) -> None:
+    """Split a model into ``folder`` and an adapter in it, and say so unless ``silent``."""
+    from compressor.report.numbers import bytes_text
+    from compressor.run.adapter import ADAPTER, split_adapter
+
+    split = split_adapter(model, folder, trust_remote_code=trust_remote_code)
+    if not silent:
+        typer.echo(f"{split.corrections} low-rank terms ({bytes_text(split.adapter_bytes)}) are in {folder / ADAPTER}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,11 +17,34 @@ from compressor.methods.decompose_settings import DECOMPOSE_METHODS
 from compressor.methods.quantize_settings import QUANTIZE_METHODS
 from compressor.methods.settings import PRUNE_METHODS
 
+EMIT_ADAPTER = inspect.Parameter(
+    "emit_adapter",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None,
+        typer.Option(
+            "--emit-adapter",
+            metavar="FOLDER",
+            help="Afterwards also write the result as a model without its products, and these as a PEFT adapter in it, "
+            "as compressor adapter does. A second folder, beside the output and not described by its recipe; must not "
+            "exist yet.",
+            rich_help_panel="Output",
+            show_default=False,
+        ),
+    ],
+)
+
 
 def _command(
-    kind: str, methods: Mapping[str, type[BaseModel]], default: str, panel: str, text: str
+    kind: str,
+    methods: Mapping[str, type[BaseModel]],
+    default: str,
+    panel: str,
+    text: str,
+    own: Sequence[inspect.Parameter] = (),
 ) -> Callable[..., Any]:
-    """The command of one kind of stage; every setting of its methods becomes a flag."""
+    """The command of one kind of stage; every setting of its methods becomes a flag, beside flags of its ``own``."""
 
     def command(
         model: Model = "embedded",
@@ -52,6 +76,7 @@ def _command(
             verbose=verbose,
             quiet=quiet,
             as_json=as_json,
+            adapter=values.get("emit_adapter"),
         )
 
     command.__name__, command.__doc__ = kind, text
@@ -59,7 +84,7 @@ def _command(
     method = inspect.Parameter(
         "method", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[str, word]
     )
-    return with_options(command, [method, *method_options(methods, panel), *run_options()])
+    return with_options(command, [method, *method_options(methods, panel), *run_options(), *own])
 
 
 prune = _command(
@@ -104,4 +129,5 @@ decompose = _command(
 
     Example: compressor decompose embedded -o decomposed --keep-params 0.8
     """,
+    [EMIT_ADAPTER],
 )

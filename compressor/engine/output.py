@@ -33,23 +33,26 @@ def working_folder(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
+def check_output(output: Path, source: Path, *, overwrite: bool, flag: str = "--output") -> None:
     """Refuse an output folder that must not or cannot be written.
+
+    Args:
+        flag: of the command line, that names it.
 
     Raises:
         UserError: it is (inside) the input, holds something else, is finished already, or is not writable.
     """
     target = output.resolve()
     if target == source.resolve() or source.resolve() in target.parents or target in source.resolve().parents:
-        raise UserError(f"the output {output} is, contains or lies in the input folder", fix="choose another --output")
+        raise UserError(f"the output {output} is, contains or lies in the input folder", fix=f"choose another {flag}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if not (output / OURS).is_file():
-            raise UserError(f"{output} exists and was not written by compressor", fix="choose another --output")
+            raise UserError(f"{output} exists and was not written by compressor", fix=f"choose another {flag}")
         if not overwrite:
             raise UserError(f"{output} exists already", fix="--overwrite replaces it")
     parent = next(p for p in target.parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"cannot write to {parent}", fix="choose another --output")
+        raise UserError(f"cannot write to {parent}", fix=f"choose another {flag}")
 
 
 def check_working(folder: Path) -> None:

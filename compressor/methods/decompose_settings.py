@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from compressor.methods.settings import valid_regexes
 
+RESIDUAL_RANK = 16
+"""Where what a product leaves out is kept beside it, and no rank is asked for."""
+
 SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -27,7 +30,8 @@ def parse_size(text: str) -> int:
 class DecomposeSettings(BaseModel):
     """What every decomposing method takes. One of `keep_params`, `target_size` and `rank`; keep_params 0.8 by default.
 
-    Where a product of factors would be no smaller than the matrix, the matrix stays as it is.
+    Where a product of factors would be no smaller than the matrix, the matrix stays as it is. With `residual` there is
+    no budget, only a rank, 16 by default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
@@ -50,6 +54,11 @@ class DecomposeSettings(BaseModel):
         "of the loss on the calibration text; welore: one threshold on all normalised spectra; dobi: positions learned "
         "on the calibration text",
     )
+    residual: bool = Field(
+        False,
+        description="keep beside the product what it leaves out, as a dense matrix: nothing is lost and nothing is "
+        "saved; for fine-tuning the product as an adapter",
+    )
     factor_bits: Literal[16, 8, 4] = Field(16, description="bits of the factors' entries; 16 is fp16")
     include: tuple[str, ...] = Field((), description="decompose only modules whose name matches one of these regexes")
     exclude: tuple[str, ...] = Field((), description="leave out modules whose name matches one of these regexes")
@@ -61,7 +70,8 @@ class DecomposeSettings(BaseModel):
     @classmethod
     def _default_share(cls, data: Any) -> Any:
         if isinstance(data, dict) and all(data.get(key) is None for key in ("keep_params", "target_size", "rank")):
-            return {**data, "keep_params": 0.8}
+            kept = data.get("residual", cls.model_fields["residual"].default)
+            return {**data, **({"rank": RESIDUAL_RANK} if kept else {"keep_params": 0.8})}
         return data
 
     @field_validator("target_size")
@@ -81,6 +91,13 @@ class DecomposeSettings(BaseModel):
         given = [key for key in ("keep_params", "target_size", "rank") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: give one")
+        if self.residual:
+            if given != ["rank"]:
+                raise ValueError(f"{given[0]} is no budget where all is kept: give rank, or no residual")
+            if self.ranks != "uniform":
+                raise ValueError(f"ranks {self.ranks} has no budget where all is kept: give rank, or no residual")
+            if self.factor_bits != 16:
+                raise ValueError(f"factor_bits {self.factor_bits} is not for a product beside its residual: give 16")
         if self.rank is not None and self.ranks != "uniform":
             raise ValueError(f"rank {self.rank} is for every matrix, and ranks {self.ranks} chooses: give one")
         return self
@@ -111,7 +128,8 @@ class DecomposeSettings(BaseModel):
         """The stage in a few words."""
         ranks = f" {self.ranks}" if self.surveyed else ""
         bits = "" if self.factor_bits == 16 else f" {self.factor_bits}-bit factors"
-        return f"{method}{ranks} {self.budget}{bits}"
+        residual = " + residual" if self.residual else ""
+        return f"{method}{ranks} {self.budget}{bits}{residual}"
 
 
 class SvdSettings(DecomposeSettings):
@@ -188,14 +206,15 @@ class SvdLlmSettings(DecomposeSettings):
         if isinstance(data, dict) and data.get("fit") == "paper":
             plain = {"ranks": "uniform", "dense_share": 1.0, "weighting": "output", "drift": 0.0, "in_order": False}
             return {**plain, "bias": False, **data}
-        if isinstance(data, dict) and data.get("rank") is not None and "ranks" not in data:
+        ranked = isinstance(data, dict) and (data.get("rank") is not None or data.get("residual"))
+        if ranked and cls.model_fields["ranks"].default == "energy" and "ranks" not in data:
             return {**data, "ranks": "uniform"}
         return data
 
     @property
     def needs_dense(self) -> bool:
-        """For drift, and for statistics of the untouched model."""
-        return self.drift > 0 or self.dense_share > 0
+        """For drift, and for statistics of the untouched model; with a residual nothing is changed."""
+        return not self.residual and (self.drift > 0 or self.dense_share > 0)
 
     @property
     def surveyed(self) -> bool:
@@ -217,6 +236,22 @@ class CordaSettings(DecomposeSettings):
     """CorDA: components ordered by what they do on the calibration text, to be fine-tuned as an adapter."""
 
     ranks: Literal["uniform"] = Field("uniform", description=DecomposeSettings.model_fields["ranks"].description)
+    residual: bool = Field(True, description=DecomposeSettings.model_fields["residual"].description)
+    components: Literal["largest", "smallest"] = Field(
+        "largest",
+        description="which of them make the product: largest, to learn more of what the calibration text is about; "
+        "smallest, to keep what it knows while something else is learned (with a residual)",
+    )
+
+    @model_validator(mode="after")
+    def _check_components(self) -> CordaSettings:
+        if self.components == "smallest" and not self.residual:
+            raise ValueError("the smallest components alone are no model: leave residual on, or take the largest")
+        return self
+
+    def label(self, method: str) -> str:
+        """The stage in a few words."""
+        return super().label(f"{method} smallest" if self.components == "smallest" else method)
 
 
 class TransactSettings(DecomposeSettings):

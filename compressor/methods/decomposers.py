@@ -2,7 +2,8 @@
 
 svd: none. asvd: the diagonal of mean |x|^(2 alpha) (ASVD, arXiv 2312.05821: W diag(s) truncated, and scaled back).
 svd-llm, dobi: H, the second moment (SVD-LLM, arXiv 2403.07378; Dobi-SVD, arXiv 2502.02723, section 3.3, with the exact
-eigenvectors in place of its incremental PCA). corda: H^2 (CorDA, arXiv 2406.05223: W H truncated, times H^-1).
+eigenvectors in place of its incremental PCA). corda: H^2 (CorDA, arXiv 2406.05223: the SVD of W H, times H^-1), given
+as its root H: its smallest components count as well, and they would drown in the rounding of a square.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from compressor.errors import UserError
+from compressor.formats.dense import Dense
 from compressor.formats.low_rank import LowRank
 from compressor.formats.representation import Representation
+from compressor.formats.sum import Sum
 from compressor.methods.decompose_settings import AsvdSettings, CordaSettings, DecomposeSettings, SvdLlmSettings
 from compressor.methods.factors import even_factors, foresee_factors
 from compressor.methods.gptq import drift_target
@@ -40,15 +43,17 @@ class Decomposed:
 
 
 def input_metric(stats: InputStatistics | None, settings: DecomposeSettings) -> Tensor | None:
-    """Return the metric (n, n) of the inputs in which the method is nearest to a weight; None: the plain one."""
+    """Return the metric (n, n) of the inputs in which the method is nearest to a weight; None: the plain one.
+
+    Of corda: a root of it.
+    """
     if stats is None or not settings.needs_data:
         return None
     if isinstance(settings, AsvdSettings):
         assert stats.absolute is not None  # gathered for every decomposition
         return torch.diag((stats.absolute / max(stats.tokens, 1)).pow(2 * settings.alpha))
     if isinstance(settings, CordaSettings):
-        H = stats.hessian.double() / max(stats.tokens, 1)
-        return H @ H
+        return stats.hessian.double() / max(stats.tokens, 1)
     return stats.hessian
 
 
@@ -56,7 +61,8 @@ def take_apart(
     weight: Tensor, stats: InputStatistics | None, settings: DecomposeSettings, cost: Tensor | None = None
 ) -> Components:
     """Return all components of ``weight`` (m, n) fp32 by the method of ``settings``; arguments as for `decompose`."""
-    return components(weight, input_metric(stats, settings), cost, damp=settings.damp)
+    rooted = isinstance(settings, CordaSettings)
+    return components(weight, input_metric(stats, settings), cost, damp=settings.damp, rooted=rooted)
 
 
 def decompose(
@@ -69,7 +75,7 @@ def decompose(
     has_bias: bool = False,
     behind: InputStatistics | None = None,
 ) -> Decomposed:
-    """Replace ``weight`` (m, n) by a product of ``rank``.
+    """Replace ``weight`` (m, n) by a product of ``rank``; with a residual, `with_residual` makes it whole again.
 
     Args:
         weight: (m, n), any float dtype; worked on in fp32 and fp64, not modified.
@@ -89,14 +95,17 @@ def decompose(
         raise UserError("the weight holds NaN or infinite values", fix="leave the module out with --exclude")
     target, mean = W, None
     metric = input_metric(stats, settings)
-    if stats is not None and isinstance(settings, SvdLlmSettings):
+    if stats is not None and isinstance(settings, SvdLlmSettings) and not settings.residual:
         if settings.drift and stats.drift is not None:
             order = torch.arange(W.shape[1], device=W.device)
             target = drift_target(W, settings.drift * stats.drift, stats.factor(settings.damp).upper, order)
         if settings.bias and has_bias and stats.total is not None and stats.tokens:
             mean = stats.total / stats.tokens
             metric = stats.hessian - torch.outer(stats.total, mean)
-    parts = components(W, metric, cost, target=target, damp=settings.damp)
+    corda = settings if isinstance(settings, CordaSettings) else None
+    parts = components(W, metric, cost, target=target, damp=settings.damp, rooted=corda is not None)
+    if corda is not None and corda.components == "smallest":
+        parts = Components(parts.values[-rank:], parts.left[:, -rank:], parts.right[-rank:])
     if behind is not None:
         parts = _refitted(parts, rank, target, behind.hessian)
     code = even_factors(
@@ -124,6 +133,11 @@ def _refitted(parts: Components, rank: int, target: Tensor, hessian: Tensor) -> 
     return Components(parts.values[:rank], left.float(), parts.right[:rank])
 
 
+def with_residual(weight: Tensor, code: LowRank, dtype: torch.dtype) -> Sum:
+    """Return ``code`` beside what it leaves out of ``weight`` (m, n), rounded to ``dtype``: the only loss there is."""
+    return Sum(Dense((weight.float() - code.dense().to(weight.device)).to(dtype)), code)
+
+
 def foresee_low_rank(
     settings: DecomposeSettings, shape: tuple[int, int], dtype: str, rank: int | None
 ) -> dict[str, Any]:
@@ -131,7 +145,10 @@ def foresee_low_rank(
     common = {"shape": list(shape), "dtype": dtype}
     if rank is None:
         return {"format": "dense", **common}
-    return {"format": "low-rank", **common, **foresee_factors(shape, rank, settings.factor_bits)}
+    product = {"format": "low-rank", **common, **foresee_factors(shape, rank, settings.factor_bits)}
+    if not settings.residual:
+        return product
+    return {"format": "sum", **common, "base": {"format": "dense", **common}, "correction": product}
 
 
 def quantizable(code: Representation) -> bool:

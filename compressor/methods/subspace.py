@@ -77,6 +77,7 @@ def components(
     *,
     target: Tensor | None = None,
     damp: float = 0.01,
+    rooted: bool = False,
 ) -> Components:
     """Take a matrix apart.
 
@@ -86,6 +87,7 @@ def components(
         cost: F in the coordinates of `output_basis` (p, p); None: every error counts the same.
         target: (m, n) fp32, what is taken apart; by default W. Its columns must lie in the span of W's.
         damp: added to the diagonal of ``cost``, relative to its mean, since it is inverted.
+        rooted: ``hessian`` is a symmetric root of H: by an SVD, exact also for the smallest components.
     """
     with one_thread():
         Q = output_basis(weight)
@@ -93,9 +95,13 @@ def components(
         R = X if Q is None else Q.T @ X
         L = None if cost is None else _root(cost.double(), damp)
         S = R if L is None else L.T @ R
-        G = S @ S.T if hessian is None else S @ hessian.double() @ S.T
-        values, vectors = torch.linalg.eigh((G + G.T) / 2)
-        values, V = values.flip(0).clamp(min=0), vectors.flip(1)
+        if rooted and hessian is not None:
+            V, sizes, _ = torch.linalg.svd(S @ hessian.double(), full_matrices=False)
+            values = sizes.square()
+        else:
+            G = S @ S.T if hessian is None else S @ hessian.double() @ S.T
+            values, vectors = torch.linalg.eigh((G + G.T) / 2)
+            values, V = values.flip(0).clamp(min=0), vectors.flip(1)
         left = V if L is None else torch.linalg.solve_triangular(L.T, V, upper=True)
         return Components(values, (left if Q is None else Q @ left).float(), (V.T @ S).float())
 

@@ -54,10 +54,22 @@ def what_was_done(report: Report) -> str:
     cache = ""
     if size.kv_bytes_per_token is not None and size.kv_bytes_per_token != size.source_kv_bytes_per_token:
         cache = f"; a token takes {size.kv_bytes_per_token} bytes of cache instead of {size.source_kv_bytes_per_token}"
+    classes = classes_told(report)
+    told = f"; {classes}" if classes else ""
     return (
         f"{len(done)} of {len(report.layers)} linears ({parameters_text(weights)} weights) by {methods}: "
-        f"{percent(zeros)} zeros, stored as {formats}; {calibrated}{cache}"
+        f"{percent(zeros)} zeros, stored as {formats}; {calibrated}{told}{cache}"
     )
+
+
+def classes_told(report: Report) -> str | None:
+    """``20 linears are low-rank components (LRC), for fine-tuning, 8 are not (N-LRC)``; None where none has a class."""
+    found = Counter(layer.component for layer in report.layers if layer.component)
+    if not found:
+        return None
+    few, whole = found["LRC"], found["N-LRC"]
+    some = "linear is a low-rank component" if few == 1 else "linears are low-rank components"
+    return f"{few} {some} (LRC), for fine-tuning, {whole} {'is' if whole == 1 else 'are'} not (N-LRC)"
 
 
 def judge(

@@ -14,14 +14,25 @@ from torch import Tensor
 
 from compressor.engine.checkpoint import open_checkpoint, resolve_model
 from compressor.engine.journal import write_atomically
-from compressor.engine.output import building, check_output, copy_companions, finish_shards, write_shard
+from compressor.engine.output import (
+    building,
+    check_disk,
+    check_output,
+    check_working,
+    copy_companions,
+    finish_shards,
+    working_folder,
+    write_shard,
+)
 from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.engine.tensorfile import TensorEntry
 from compressor.errors import UserError
 from compressor.formats import Dense, LowRank, Spec, Sum, format_of, tensor_name
 from compressor.formats.low_rank import FACTOR_DTYPE
 from compressor.formats.parts import parse_dtype
+from compressor.methods.decompose_settings import DecomposeSettings
 from compressor.run.container import container_of, folder_config
+from compressor.run.plan import Plan
 from compressor.run.write import write_config
 
 ADAPTER = "adapter"
@@ -39,7 +50,41 @@ class Split:
     adapter_bytes: int
 
 
-def split_adapter(model: str, output: Path) -> Split:
+def check_split(plan: Plan, output: Path, folder: Path) -> None:
+    """Refuse, before a run begins, to split its result into ``folder`` where that cannot be done.
+
+    Args:
+        plan: of the run.
+        output: where its result will be.
+
+    Raises:
+        UserError: ``folder`` cannot be written or is in the way of ``output``, the run breaks a rule, or its result
+            will have no low-rank terms or those of experts.
+    """
+    plan.refuse()
+    if plan.recipe.save == "dense":
+        raise UserError("a dense output has no low-rank terms to split off", fix="leave --save dense out")
+    split = [name for name, spec in plan.specs.items() if spec["format"] in SPLIT]
+    for stage, linears in zip(plan.recipe.stages, plan.targets, strict=True):
+        if isinstance(stage.settings, DecomposeSettings) and stage.settings.surveyed:  # which of them is not known yet
+            split += [linear.name for linear in linears]
+    if not split:
+        raise UserError("every matrix would stay whole: no low-rank terms to split off", fix="a smaller --rank")
+    if any(".experts." in name for name in split):
+        raise UserError(
+            "experts would be decomposed, which PEFT cannot adapt one by one", fix=r"--exclude '\.experts\.'"
+        )
+    ours = {output.resolve(), working_folder(output).resolve()}
+    for path in (folder.resolve(), working_folder(folder).resolve()):
+        if any(path == other or path in other.parents or other in path.parents for other in ours):
+            raise UserError(f"{folder} is in the way of the output {output}", fix="choose another --emit-adapter")
+    source = plan.skeleton.checkpoint
+    check_output(folder, source.folder, overwrite=False, flag="--emit-adapter")
+    check_working(working_folder(folder))
+    check_disk(folder, plan.disk_bytes + source.nbytes)
+
+
+def split_adapter(model: str, output: Path, *, trust_remote_code: bool = False) -> Split:
     """Write a model as a folder without its low-rank terms, and these as a PEFT adapter in a subfolder.
 
     Together they compute what the source does, up to rounding; the folder alone is what the codes say, and zero where
@@ -49,16 +94,18 @@ def split_adapter(model: str, output: Path) -> Split:
     Args:
         model: folder or hub id of a model with matrices of a format in `SPLIT`.
         output: must not exist.
+        trust_remote_code: run code that the folder brings along.
 
     Raises:
         UserError: no low-rank terms, those of experts (which PEFT cannot adapt one by one), or a bad output.
     """
     checkpoint = open_checkpoint(resolve_model(model))
-    skeleton = build_skeleton(checkpoint)
+    skeleton = build_skeleton(checkpoint, trust_remote_code=trust_remote_code)
     split = {name: spec for name, spec in skeleton.packed.items() if spec["format"] in SPLIT}
     if not split:
         raise UserError(
-            f"{model} holds no low-rank corrections or matrices", fix="make one with compressor quantize --correct 16"
+            f"{model} holds no low-rank corrections or matrices",
+            fix="make one with compressor quantize --correct 16, or with compressor decompose",
         )
     if (expert := next((name for name in split if ".experts." in name), None)) is not None:
         raise UserError(f"{expert} is one of many experts, which PEFT cannot adapt one by one")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compressor.engine.skeleton import Linear
-from compressor.formats import Dense
+from compressor.formats import Dense, Sum
 from compressor.methods.rtn import bits_for_budget, bits_per_weight, round_to_nearest
 from compressor.run.transform import BlockWork
 
@@ -16,11 +16,14 @@ from compressor.run.transform import BlockWork
 def baseline_weight(work: BlockWork, linear: Linear) -> tuple[Tensor, dict[str, Any]]:
     """Return the baseline's weight (out, in) for a linear, and its bits.
 
-    A linear that was left alone is left alone here as well. Where even two bits need more bytes than the compressed
-    matrix has, two bits are taken, and the facts say so: the baseline is then the larger one.
+    A linear that was left alone is left alone here as well, as is one that a residual makes whole. Where even two bits
+    need more bytes than the compressed matrix has, two bits are taken, and the facts say so: the baseline is then the
+    larger one.
     """
     original = work.unfolded.get(f"{linear.name}.weight", work.originals[linear.name]).to(torch.float32)
-    if isinstance(work.weights[linear.name], Dense) and linear.name + ".weight" not in work.narrow:
+    code = work.weights[linear.name]
+    untouched = isinstance(code, Dense) and f"{linear.name}.weight" not in work.narrow
+    if untouched or (isinstance(code, Sum) and isinstance(code.base, Dense)):
         size = original.numel() * linear.dtype.itemsize
         return original, {"bits": 8 * linear.dtype.itemsize, "bytes": size, "over": False, "group": None}
     n = linear.shape[1]

@@ -12,11 +12,11 @@ from compressor.engine.forward import Stream
 from compressor.engine.observe import Observation, observe
 from compressor.engine.skeleton import Linear
 from compressor.methods.decompose_settings import SvdLlmSettings
-from compressor.methods.decomposers import decompose
+from compressor.methods.decomposers import decompose, with_residual
 from compressor.methods.quadratic import layer_error
 from compressor.methods.statistics import FactorizationError, InputStatistics
 from compressor.run.rank_survey import as_held, cost_of
-from compressor.run.ranks import rank_note, settings_of
+from compressor.run.ranks import rank_note, settings_of, welore_class
 from compressor.run.recipe import Stage
 from compressor.run.session import Run
 from compressor.run.transform import BlockWork, install, remark, shift_bias, usable
@@ -55,7 +55,7 @@ def decompose_block(run: Run, number: int, block: int, linears: list[Linear], wo
 def steps(stage: Stage, linears: Sequence[Linear], seen: Observation) -> list[list[Linear]]:
     """Groups of linears that are settled together: by their inputs, in the order of use; or all at once."""
     settings = stage.settings
-    if not isinstance(settings, SvdLlmSettings) or not settings.in_order:
+    if not isinstance(settings, SvdLlmSettings) or not settings.in_order or settings.residual:
         return [list(linears)]
     leader: dict[int, str] = {}
     groups: dict[str, list[Linear]] = {}
@@ -128,7 +128,9 @@ def _settle(
         began = time.perf_counter()
         rank = run.ranks[number][linear.name]
         statistics, fallback = usable(linear, seen, tokens)
-        remark(work, linear, [rank_note(linear, rank)])
+        component = welore_class(stage, rank)
+        remark(work, linear, [rank_note(linear, rank) + (f" ({component})" if component else "")])
+        work.layers[linear.name]["component"] = component
         if rank is None:
             continue
         weight = work.weights[linear.name].dense().to(run.runner.device, torch.float32)
@@ -141,7 +143,8 @@ def _settle(
             found = decompose(weight, statistics, settings, rank, cost, has_bias=has_bias, behind=again)
         except FactorizationError as failure:
             found, statistics, fallback = decompose(weight, None, settings, rank), None, str(failure)
-        value = install(work, linear, found.code, run.runner)
+        code = with_residual(weight, found.code, linear.dtype) if settings.residual else found.code
+        value = install(work, linear, code, run.runner)
         error = None
         if statistics is not None:
             value = value.to(run.runner.device, torch.float32)

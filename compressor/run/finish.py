@@ -235,7 +235,7 @@ def _size(run: Run, specs: dict[str, dict[str, Any]], layers: list[Layer]) -> Si
 
 def _baseline(run: Run, evaluation: list[Evaluation], size: Size, layers: list[Layer]) -> Baseline | None:
     facts = _baseline_facts(run)
-    if not evaluation or not facts:
+    if not evaluation or not any(fact["bits"] <= 8 for fact in facts.values()):
         return None
     total = sum(fact["bytes"] for fact in facts.values())
     ours = sum(layer.bytes for layer in layers)

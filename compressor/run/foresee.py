@@ -64,6 +64,11 @@ def violations(stage: Stage, linear: Linear, packed: Mapping[str, Any] | None, *
     """
     if packed is not None and packed["format"] == "low-rank" and first:
         return _against_factors(stage, linear, packed)
+    if packed is not None and packed["format"] == "sum" and packed["base"]["format"] == "dense":
+        return [
+            f"{linear.name} is a product beside its residual; split it off with compressor adapter, and start from "
+            "what is left"
+        ]
     if packed is not None and packed["format"] not in MASKS:
         done = {"prune": "pruned", "quantize": "quantized again", "decompose": "decomposed"}[stage.kind]
         return [f"{linear.name} is already quantized ({packed['format']}) and cannot be {done}; start from its source"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import floor, prod
+from typing import Literal
 
 from compressor.engine.skeleton import Linear, Skeleton
 from compressor.errors import UserError
@@ -71,7 +72,10 @@ def plain_ranks(stage: Stage, linears: Sequence[Linear], skeleton: Skeleton) -> 
     prices = [price_of(stage, linear) for linear in linears]
     settings = stage.settings
     assert isinstance(settings, DecomposeSettings)
-    if settings.rank is None:
+    if settings.residual and settings.rank is not None:
+        wanted = [settings_of(stage, linear).rank or settings.rank for linear in linears]
+        ranks: list[Rank] = [min(rank, *linear.shape) for rank, linear in zip(wanted, linears, strict=True)]
+    elif settings.rank is None:
         ranks = uniform_ranks(prices, budget_of(stage, linears, skeleton))
     else:
         ranks = [
@@ -107,3 +111,10 @@ def rank_note(linear: Linear, rank: Rank) -> str:
             f"stays whole: no rank that would be smaller is worth it ({floor(prod(linear.shape) / sum(linear.shape))})"
         )
     return f"rank {rank} of {full}"
+
+
+def welore_class(stage: Stage, rank: Rank) -> Literal["LRC", "N-LRC"] | None:
+    """A matrix's class by WeLore (arXiv 2407.11239): a low-rank component or not; None where other rules choose."""
+    if getattr(stage.settings, "ranks", None) != "welore":
+        return None
+    return "N-LRC" if rank is None else "LRC"

@@ -50,6 +50,7 @@ WHOLE_MODEL = (
     "refit",
     "rounds",
     "steps",
+    "residual",
 )
 """The same of decomposing stages."""
 
@@ -279,6 +280,11 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
 
 def _check_after_factors(number: int, earlier: Stage, later: Stage) -> None:
     """Refuse what cannot be done to the factors of a decomposed matrix."""
+    if getattr(earlier.settings, "residual", False):
+        raise UserError(
+            f"stage {number} ({later.kind}) cannot follow {earlier.label}: its products are for fine-tuning",
+            fix="split them off with compressor adapter, and go on with what is left",
+        )
     if later.kind != "quantize":
         raise UserError(
             f"stage {number} ({later.kind}) cannot follow {earlier.label}: products cannot be {later.kind}d again",

@@ -128,6 +128,19 @@ def test_zeros_everywhere_do_no_harm() -> None:
         assert torch.allclose(cut(parts, 4), W.double(), atol=1e-5)
 
 
+def test_a_root_shows_components_that_a_square_would_drown() -> None:
+    """Inputs whose sizes span ten orders of magnitude, as a second moment given for a root has them."""
+    g = torch.Generator().manual_seed(1)
+    basis = torch.linalg.qr(torch.randn(8, 8, generator=g, dtype=torch.float64)).Q
+    C = basis * torch.logspace(0, -10, 8, dtype=torch.float64) @ basis.T
+    W = weight_of(8, 8)
+    U, s, _ = torch.linalg.svd(W.double() @ C)
+    parts = components(W, C, rooted=True)
+    assert torch.allclose(parts.values, s.square(), rtol=1e-4, atol=0)
+    last = U[:, -1:] @ U[:, -1:].T @ W.double()
+    assert torch.allclose(parts.left[:, -1:].double() @ parts.right[-1:].double(), last, atol=1e-4)
+
+
 def test_a_target_in_the_span_is_taken_apart_in_its_stead() -> None:
     """What drift asks for: W (I + D), in the coordinates of W's outputs."""
     x, W = inputs(4, 50), weight_of(9, 4)

@@ -96,7 +96,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield path
 
 
-OTHERS = {"passed": False, "mode": "block by block", "group": "embeddings"}
+OTHERS = {"passed": False, "mode": "block by block", "group": "embeddings", "component": "N-LRC"}
 NOT_SHOWN = {"schema_version", "who"}  # of one value only; and: another 'who' is another kind of row
 
 

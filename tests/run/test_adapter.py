@@ -111,6 +111,25 @@ def test_a_plain_checkpoint_is_left_of_dense_bases_and_of_matrices(kind: str, fa
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("components", ["largest", "smallest"])
+def test_a_product_beside_its_residual(components: str, family: str, calibration: Path, tmp_path: Path) -> None:
+    """A plain checkpoint and an adapter for stock peft; together they are the source, before any fine-tuning."""
+    model = tiny_models.random_model(family)
+    source = tiny_models.save(model, tmp_path / "source")
+    stage = {"method": "corda", "rank": 3, "components": components}
+    tiny_models.run_recipe(tiny_models.recipe_for(calibration, {"decompose": stage}), source, tmp_path / "out")
+    split_adapter(str(tmp_path / "out"), tmp_path / "apart")
+    assert json.loads((tmp_path / "apart" / "config.json").read_text())["model_type"] == family
+    base = type(model).from_pretrained(tmp_path / "apart")
+    wanted = logits(type(model).from_pretrained(source))
+    alone = logits(base)
+    together = PeftModel.from_pretrained(base, tmp_path / "apart" / "adapter")
+    assert (alone - wanted).abs().max() > 1e-3
+    torch.testing.assert_close(logits(together), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(together.merge_and_unload()), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_terms_of_every_kind_in_one_folder(family: str, tmp_path: Path) -> None:
     source = tiny_models.save(tiny_models.random_model(family), tmp_path / "source")
     folder = repacked.repack(source, tmp_path / "packed", repacked.everything)
@@ -126,7 +145,7 @@ def test_terms_of_every_kind_in_one_folder(family: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_taken_apart_is_refused(calibration: Path, tmp_path: Path) -> None:
     source = tiny_models.save(tiny_models.random_model("llama"), tmp_path / "plain")
-    with pytest.raises(UserError, match=r"no low-rank corrections.*--correct"):
+    with pytest.raises(UserError, match=r"no low-rank corrections.*--correct.*compressor decompose"):
         split_adapter(str(source), tmp_path / "out")
     experts = corrected("qwen3_moe", {"method": "rtn", "bits": 4, "correct": 2}, calibration, tmp_path / "moe")
     with pytest.raises(UserError, match="PEFT cannot adapt"):

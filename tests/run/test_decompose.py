@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from compressor.engine.checkpoint import open_checkpoint
 from compressor.engine.skeleton import build_skeleton
 from compressor.errors import UserError
-from compressor.formats import GroupInt, LowRank
+from compressor.formats import Dense, GroupInt, LowRank, Sum
+from compressor.report.sentences import classes_told
 from compressor.run import gates, rank_survey, stream
 from compressor.run.recipe import make_recipe
 
@@ -26,7 +27,7 @@ STAGES: list[dict[str, Any]] = [
     {"method": "svd", "ranks": "welore"},
     {"method": "welore", "keep_params": 0.7},
     {"method": "asvd"},
-    {"method": "corda", "rank": 6},
+    {"method": "corda", "rank": 6, "residual": False},
     {"method": "svd-llm"},
     {"method": "svd-llm", "fit": "paper"},
     {"method": "svd-llm", "rank": 7},
@@ -116,6 +117,70 @@ def test_the_budget_is_met_within_half_a_percent(calibration: Path, tmp_path: Pa
     recipe = decomposed({"method": "svd-llm", "target_size": f"{wanted}B", "rounds": 1}, calibration)
     report = tiny_models.run_recipe(recipe, source, tmp_path / "sized")
     assert abs(report.size.weights_bytes - wanted) <= 0.005 * wanted
+
+
+RESIDUALS: list[dict[str, Any]] = [
+    {"method": "corda", "rank": 5},
+    {"method": "corda", "components": "smallest", "rank": 30},  # more than the narrowest matrix has
+    {"method": "svd", "residual": True},
+    {"method": "svd-llm", "residual": True, "rank": 4},
+]
+
+
+@pytest.mark.parametrize("stage", RESIDUALS, ids=name_of)
+def test_product_and_residual_are_the_source_to_one_rounding(
+    stage: dict[str, Any], half: Path, calibration: Path, tmp_path: Path
+) -> None:
+    """Every matrix is a sum, of the rank that was asked for; the plan knows its bytes; nothing is changed."""
+    recipe = decomposed(stage, calibration, verify=True)
+    _, plan = stream.foresee(recipe, str(half))
+    report = tiny_models.run_recipe(recipe, half, tmp_path / "out")
+    assert report.verification is not None and report.verification.passed
+    assert plan.output_bytes == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert report.baseline is None  # nothing was saved that could be saved otherwise
+    source, result = (build_skeleton(open_checkpoint(folder)) for folder in (half, tmp_path / "out"))
+    rounding = torch.finfo(torch.bfloat16).eps / 2
+    for linear in source.linears:
+        code, weight = result.representation(linear.name), source.read(f"{linear.name}.weight").float()
+        assert isinstance(code, Sum) and isinstance(code.base, Dense)
+        assert code.base.weight.dtype == torch.bfloat16
+        assert code.correction.rank == min(stage.get("rank", 16), *linear.shape)
+        assert float(code.correction.dense().abs().max()) > 0
+        slack = 1e-6 * float(weight.abs().max())
+        assert bool(((code.dense() - weight).abs() <= rounding * code.base.weight.float().abs() + slack).all())
+
+
+@pytest.mark.parametrize("components", ["largest", "smallest"])
+def test_the_product_holds_the_components_by_cordas_definition(
+    components: str, calibration: Path, tmp_path: Path
+) -> None:
+    """The SVD of W C, with C the second moment of the input: U_k S_k V_k^T C^-1, as published."""
+    source = tiny_models.save(tiny_models.random_model("llama"), tmp_path / "model")
+    recipe = decomposed({"method": "corda", "rank": 4, "components": components}, calibration)
+    tiny_models.run_recipe(recipe, source, tmp_path / "out")
+    runner = tiny_models.open_runner(source)
+    inputs = runner.start(stream.load_inputs(*_plan_of(recipe, source)).calibration.ids).states
+    x = runner.load_block(0).input_layernorm(inputs).flatten(0, -2).detach().double()
+    C = x.T @ x / len(x)
+    skeletons = [build_skeleton(open_checkpoint(folder)) for folder in (source, tmp_path / "out")]
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"):
+        W = skeletons[0].read(f"{name}.weight").double()
+        U, s, V = torch.linalg.svd(W @ C, full_matrices=False)
+        chosen = slice(0, 4) if components == "largest" else slice(len(s) - 4, len(s))
+        wanted = (U[:, chosen] * s[chosen]) @ V[chosen] @ torch.linalg.inv(C)
+        code = skeletons[1].representation(name)
+        assert isinstance(code, Sum)
+        product = code.correction.dense(torch.float64)
+        assert float((product - wanted).norm()) <= 2e-2 * float(wanted.norm())
+        other = (U[:, :4] * s[:4] if components == "smallest" else U[:, -4:] * s[-4:]) @ (
+            V[:4] if components == "smallest" else V[-4:]
+        )
+        assert float((product - other @ torch.linalg.inv(C)).norm()) > 0.5 * float(wanted.norm())
+
+
+def _plan_of(recipe: Any, source: Path) -> Any:
+    _, plan = stream.foresee(recipe, str(source))
+    return plan, str(source), False, stream.quiet()
 
 
 def test_what_no_rank_makes_smaller_stays_whole(half: Path, calibration: Path, tmp_path: Path) -> None:
@@ -235,6 +300,15 @@ def test_factors_are_quantized_on_their_inputs(half: Path, calibration: Path, tm
         ([{"decompose": {"method": "svd", "ranks": "energy"}}], "ranks"),
         ([{"decompose": {"method": "welore", "rank": 3}}], "welore chooses"),
         ([{"decompose": {"method": "svdllm"}}], "svd-llm"),
+        ([{"decompose": {"method": "corda", "keep_params": 0.5}}], "keep_params is no budget"),
+        ([{"decompose": {"method": "corda", "target_size": "5MB"}}], "target_size is no budget"),
+        ([{"decompose": {"method": "corda", "factor_bits": 8}}], "factor_bits 8"),
+        ([{"decompose": {"method": "corda", "residual": False, "components": "smallest"}}], "alone are no model"),
+        ([{"decompose": {"method": "svd", "components": "largest"}}], "components"),
+        ([{"decompose": {"method": "dobi", "residual": True}}], "ranks dobi has no budget"),
+        ([{"decompose": {"method": "svd-llm", "residual": True, "ranks": "energy"}}], "ranks energy has no budget"),
+        ([{"decompose": {"method": "corda"}}, {"quantize": {"method": "gptq"}}], "for fine-tuning"),
+        ([{"decompose": {"method": "corda", "overrides": {"q_proj": {"residual": False}}}}], "whole stage"),
         ([{"decompose": {"method": "svd-llm", "overrides": {"q_proj": {"drift": 0.1}}}}], "whole stage"),
     ],
 )
@@ -263,6 +337,34 @@ def test_decomposed_models_are_not_decomposed_again(half: Path, calibration: Pat
         _, plan = stream.foresee(make_recipe({"stages": [stage]}), str(tmp_path / "once"))
         with pytest.raises(UserError, match="already decomposed"):
             plan.refuse()
+
+
+def test_what_stands_beside_its_residual_is_not_worked_on(half: Path, calibration: Path, tmp_path: Path) -> None:
+    tiny_models.run_recipe(decomposed({"method": "corda"}, calibration), half, tmp_path / "once")
+    for stage in ({"decompose": {"method": "svd"}}, {"quantize": {"method": "rtn"}}):
+        _, plan = stream.foresee(make_recipe({"stages": [stage]}), str(tmp_path / "once"))
+        with pytest.raises(UserError, match="compressor adapter"):
+            plan.refuse()
+
+
+def test_welores_classes_are_told(half: Path, tmp_path: Path) -> None:
+    """In the notes of every matrix, counted in the report and on the card; not where other rules choose."""
+    stage = {"method": "welore", "keep_params": 0.95, "exclude": ["o_proj"]}
+    report = tiny_models.run_recipe(decomposed(stage, tmp_path), half, tmp_path / "out")
+    classes = {layer.name: layer.component for layer in report.layers}
+    for layer in report.layers:
+        if layer.kind == "self_attn.o_proj":
+            assert layer.component is None and not layer.notes
+            continue
+        assert layer.component == ("LRC" if layer.format == "low-rank" else "N-LRC")
+        assert layer.notes[0].endswith(f"({layer.component})")
+    counts = [list(classes.values()).count(kind) for kind in ("LRC", "N-LRC")]
+    assert min(counts) > 0
+    told = classes_told(report)
+    assert told is not None and [int(word) for word in told.split() if word.isdigit()] == counts
+    assert told in (tmp_path / "out" / "README.md").read_text()
+    plain = tiny_models.run_recipe(decomposed({"method": "svd"}, tmp_path), half, tmp_path / "plain")
+    assert classes_told(plain) is None and {layer.component for layer in plain.layers} == {None}
 
 
 def test_the_plan_knows_the_bytes(half: Path, calibration: Path, tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ def full_report(blocks: int = 3) -> Report:
             disk_bytes=990_000,
             bits_per_weight_linears=9.0,
             bits_per_weight_model=9.7,
+            kv_bytes_per_token=192,
+            source_kv_bytes_per_token=256,
             source_bits_per_weight=16.0,
             ledger=[
                 LedgerRow(

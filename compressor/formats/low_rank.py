@@ -1,4 +1,4 @@
-"""A matrix as the product of a tall and a wide one, each stored as it is or as integers.
+"""A matrix as the product of a tall and a wide one, each stored as it is or as a code.
 
     W = left right, (m, r) times (r, n)
 
@@ -17,25 +17,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from compressor.formats.dense import Dense, layout_dense
-from compressor.formats.group_int import GroupInt, layout_group_int
+from compressor.formats.leaf import Leaf, layout_leaf, leaf_parts, parts_below, read_leaf
 from compressor.formats.parts import Layout, Spec, dtype_name, matrix_shape, parse_dtype
 
 LOW_RANK_CHUNK = 1 << 21
 """Values that are multiplied at once in fp64, so that intermediates stay small beside the matrix."""
 
 FACTOR_DTYPE = torch.float16
-"""Of a factor that is not integers: the half precision with more digits; the factors are balanced to fit its range."""
-
-Factor = Dense | GroupInt
+"""Of a factor that is no code: the half precision with more digits; the factors are balanced to fit its range."""
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
     """A product of ``left`` (m, r) and ``right`` (r, n)."""
 
-    left: Factor
-    right: Factor
+    left: Leaf
+    right: Leaf
 
     @property
     def rank(self) -> int:
@@ -65,7 +62,7 @@ class LowRank:
 
     def parts(self) -> dict[str, Tensor]:
         """Return the parts of both factors, ``left_...`` and ``right_...``."""
-        found = {"left": self.left.parts(FACTOR_DTYPE), "right": self.right.parts(FACTOR_DTYPE)}
+        found = {"left": leaf_parts(self.left, FACTOR_DTYPE), "right": leaf_parts(self.right, FACTOR_DTYPE)}
         return {f"{side}_{part}": tensor for side, parts in found.items() for part, tensor in parts.items()}
 
     @classmethod
@@ -75,7 +72,7 @@ class LowRank:
         sides = {side: parts_below(parts, side) for side in ("left", "right")}
         if stray := [part for part in parts if part.partition("_")[0] not in sides]:
             raise ValueError(f"low-rank: unexpected part {stray[0]!r}")
-        return cls(*(_factor(sides[side], spec[side]) for side in sides))
+        return cls(*(read_leaf(sides[side], spec[side]) for side in sides))
 
 
 def unpack_low_rank(parts: Mapping[str, Tensor], spec: Spec) -> Tensor:
@@ -113,19 +110,4 @@ def layout_low_rank(spec: Spec) -> Layout:
     (rows, rank), (inner, columns) = matrix_shape(spec["left"]), matrix_shape(spec["right"])
     if (rows, columns) != (m, n) or rank != inner:
         raise ValueError(f"factors {rows} x {rank} and {inner} x {columns} do not make a {m} x {n} matrix")
-    return {f"{side}_{part}": entry for side in ("left", "right") for part, entry in _layout_factor(spec[side]).items()}
-
-
-def parts_below(parts: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the parts whose name starts with ``prefix_``, without it."""
-    return {name[len(prefix) + 1 :]: part for name, part in parts.items() if name.startswith(f"{prefix}_")}
-
-
-def _factor(parts: Mapping[str, Tensor], spec: Spec) -> Factor:
-    return Dense.read(parts, spec) if spec["format"] == "dense" else GroupInt.read(parts, spec)
-
-
-def _layout_factor(spec: Spec) -> Layout:
-    if spec["format"] not in ("dense", "group-int"):
-        raise ValueError(f"a factor of format {spec['format']!r}: expected dense or group-int")
-    return layout_dense(spec) if spec["format"] == "dense" else layout_group_int(spec)
+    return {f"{side}_{part}": entry for side in ("left", "right") for part, entry in layout_leaf(spec[side]).items()}

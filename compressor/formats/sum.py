@@ -7,37 +7,23 @@ each in fp32, then cast to the spec's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from compressor.formats.dense import Dense, layout_dense
-from compressor.formats.group_int import GroupInt, layout_group_int
-from compressor.formats.low_rank import LowRank, layout_low_rank, parts_below
-from compressor.formats.partial_binary import PartialBinary, layout_partial_binary
+from compressor.formats.leaf import LEAVES, Leaf, layout_leaf, leaf_parts, parts_below, read_leaf
+from compressor.formats.low_rank import LowRank, layout_low_rank
 from compressor.formats.parts import Layout, Spec, dtype_name, matrix_shape, parse_dtype
-from compressor.formats.scaled_binary import ScaledBinary, layout_scaled_binary
-from compressor.formats.trit_planes import TritPlanes, layout_trit_planes
-
-Base = Dense | GroupInt | TritPlanes | PartialBinary | ScaledBinary
-BASES: Final[dict[str, tuple[type[Base], Callable[[Spec], Layout]]]] = {
-    "dense": (Dense, layout_dense),
-    "group-int": (GroupInt, layout_group_int),
-    "trit-planes": (TritPlanes, layout_trit_planes),
-    "partial-binary": (PartialBinary, layout_partial_binary),
-    "scaled-binary": (ScaledBinary, layout_scaled_binary),
-}
-"""Format of a base -> its class, and its layout on paper."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sum:
     """``base`` (m, n) plus ``correction`` (m, n). A dense base should hold numbers that its stored dtype has."""
 
-    base: Base
+    base: Leaf
     correction: LowRank
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -53,8 +39,7 @@ class Sum:
 
     def parts(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Return the parts of both, ``base_...`` and ``correction_...``; a dense base is rounded to ``dtype``."""
-        base = self.base.parts(dtype) if isinstance(self.base, Dense | GroupInt) else self.base.parts()
-        found = {"base": base, "correction": self.correction.parts()}
+        found = {"base": leaf_parts(self.base, dtype), "correction": self.correction.parts()}
         return {f"{term}_{part}": tensor for term, parts in found.items() for part, tensor in parts.items()}
 
     @classmethod
@@ -63,9 +48,8 @@ class Sum:
         layout_sum(spec)
         if stray := [part for part in parts if part.partition("_")[0] not in ("base", "correction")]:
             raise ValueError(f"sum: unexpected part {stray[0]!r}")
-        base, _ = BASES[spec["base"]["format"]]
         correction = LowRank.read(parts_below(parts, "correction"), spec["correction"])
-        return cls(base.read(parts_below(parts, "base"), spec["base"]), correction)
+        return cls(read_leaf(parts_below(parts, "base"), spec["base"]), correction)
 
 
 def unpack_sum(parts: Mapping[str, Tensor], spec: Spec) -> Tensor:
@@ -77,11 +61,11 @@ def layout_sum(spec: Spec) -> Layout:
     """Return the shapes of the parts of both terms; ValueError when these do not belong together."""
     parse_dtype(spec["dtype"])
     base, correction = spec["base"], spec["correction"]
-    if base["format"] not in BASES or correction["format"] != "low-rank":
+    if base["format"] not in LEAVES or correction["format"] != "low-rank":
         raise ValueError(
             f"a sum of {base['format']!r} and {correction['format']!r}: expected a code or dense, and low-rank"
         )
     if not matrix_shape(spec) == matrix_shape(base) == matrix_shape(correction):
         raise ValueError(f"terms {base['shape']} and {correction['shape']} do not make a matrix {spec['shape']}")
-    layouts = {"base": BASES[base["format"]][1](base), "correction": layout_low_rank(correction)}
+    layouts = {"base": layout_leaf(base), "correction": layout_low_rank(correction)}
     return {f"{term}_{part}": entry for term, layout in layouts.items() for part, entry in layout.items()}

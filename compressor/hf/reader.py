@@ -25,6 +25,7 @@ READER_MODULES = (
     "formats/mask_codes.py",
     "formats/partial_binary.py",
     "formats/scaled_binary.py",
+    "formats/leaf.py",
     "formats/low_rank.py",
     "formats/sum.py",
     "formats/registry.py",

@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from compressor.formats.leaf import Leaf
 from compressor.formats.low_rank import LowRank
-from compressor.formats.sum import Base, Sum
+from compressor.formats.sum import Sum
 from compressor.methods.factors import balanced, foresee_factors, rounded_factors
 from compressor.methods.low_rank import whitened_low_rank
 from compressor.methods.quadratic import row_losses
@@ -51,7 +52,7 @@ def corrected(
     for _ in range(ROUNDS):
         quantized = quantize(rest)
         base = quantized.code
-        assert isinstance(base, Base)  # every method's code is one
+        assert isinstance(base, Leaf)  # every method's code is one
         term = fit_term(weight - base.dense().to(weight.device), upper, stats, rank, settings)
         total = Sum(base, term)
         loss = _loss(weight - total.dense().to(weight.device), A)

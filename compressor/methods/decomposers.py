@@ -17,7 +17,6 @@ from torch import Tensor
 from compressor.errors import UserError
 from compressor.formats.dense import Dense
 from compressor.formats.low_rank import LowRank
-from compressor.formats.representation import Representation
 from compressor.formats.sum import Sum
 from compressor.methods.decompose_settings import AsvdSettings, CordaSettings, DecomposeSettings, SvdLlmSettings
 from compressor.methods.factors import even_factors, foresee_factors
@@ -149,8 +148,3 @@ def foresee_low_rank(
     if not settings.residual:
         return product
     return {"format": "sum", **common, "base": {"format": "dense", **common}, "correction": product}
-
-
-def quantizable(code: Representation) -> bool:
-    """Whether ``code`` is a product whose factors are not integers yet."""
-    return isinstance(code, LowRank) and {code.left.spec(torch.float16)["format"]} == {"dense"}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.formats.dense import Dense
-from compressor.formats.group_int import GroupInt
+from compressor.formats.leaf import Leaf
 from compressor.formats.low_rank import FACTOR_DTYPE, LowRank
 from compressor.formats.parts import dtype_name
 from compressor.formats.representation import Representation
@@ -72,7 +72,7 @@ def _with_right(
 ) -> LowRank:
     right = best_right(stored.dense().to(target.device), target, weigh)
     fine = GptqSettings(bits=bits, group=FACTOR_GROUP, damp=damp)
-    return LowRank(integers(stored), integers(gptq.solve(right, stats, fine).code))
+    return LowRank(leaf(stored), leaf(gptq.solve(right, stats, fine).code))
 
 
 def balanced(left: Tensor, right: Tensor) -> LowRank:
@@ -110,7 +110,7 @@ def _foresee(rows: int, columns: int, group: int | Literal["row"], bits: int) ->
     return round_nearest.foresee(RtnSettings(bits=bits, group=group), (rows, columns), dtype)
 
 
-def integers(code: Representation) -> GroupInt:
-    """The code, known to be integers in groups."""
-    assert isinstance(code, GroupInt)
+def leaf(code: Representation) -> Leaf:
+    """The code, known to be one that a factor can have."""
+    assert isinstance(code, Leaf)
     return code

@@ -14,7 +14,7 @@ from compressor.formats.low_rank import LowRank
 from compressor.formats.parts import Spec, matrix_shape
 from compressor.methods import awq, gptq, pb_llm, ptq161, round_nearest, trit_planes
 from compressor.methods.correction import corrected, foresee_correction
-from compressor.methods.factors import best_right, integers
+from compressor.methods.factors import best_right, leaf
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.methods.result import Quantize, Quantized
 from compressor.methods.statistics import FactorizationError, InputStatistics, all_finite
@@ -89,7 +89,7 @@ def quantize_factors(method: str, code: LowRank, stats: InputStatistics | None, 
     The right factor is fitted to what came of the left one before it is quantized.
 
     Args:
-        method: gptq or rtn.
+        method: any; learning, corrections and scales folded into neighbours do not go with factors.
         stats: of the matrix's input; None for a data-free method.
 
     Raises:
@@ -100,9 +100,9 @@ def quantize_factors(method: str, code: LowRank, stats: InputStatistics | None, 
     if stats is not None:
         left, right = left.to(stats.hessian.device), right.to(stats.hessian.device)
         inner = InputStatistics(matmul(matmul(right, stats.hessian), right.T), stats.tokens)
-    first = integers(quantize(method, left, inner, settings).code)
+    first = leaf(quantize(method, left, inner, settings).code)
     fitted = best_right(first.dense().to(left.device), matmul(left, right))
-    return LowRank(first, integers(quantize(method, fitted, stats, settings).code))
+    return LowRank(first, leaf(quantize(method, fitted, stats, settings).code))
 
 
 def foresee_factors_of(method: str, settings: QuantizeSettings, spec: Spec) -> dict[str, Any]:

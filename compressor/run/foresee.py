@@ -16,7 +16,7 @@ from compressor.methods.masks import count
 from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.methods.quantizers import foresee, foresee_factors_of
 from compressor.methods.settings import PruneSettings
-from compressor.run.recipe import FACTORS, WITHOUT_ZERO, Stage
+from compressor.run.recipe import WITHOUT_ZERO, Stage, not_for_factors
 
 MASKS = ("bitmask", "nm")
 """Formats whose values can be worked on: a mask, and the kept weights as they were."""
@@ -103,10 +103,8 @@ def _against_factors(stage: Stage, linear: Linear, packed: Mapping[str, Any]) ->
         return [f"{linear.name} is already decomposed and cannot be {stage.kind}d; start from its source"]
     if "dense" not in (packed["left"]["format"], packed["right"]["format"]):
         return [f"{linear.name} is already decomposed, its factors are integers; start from its source"]
-    settings = stage.settings
-    if stage.name not in FACTORS or getattr(settings, "correct", False) or getattr(settings, "tune_steps", False):
-        return [f"{linear.name} is decomposed: factors are quantized by {' or '.join(FACTORS)} alone; --method gptq"]
-    return []
+    why = not_for_factors(stage)
+    return [f"{linear.name} is decomposed: {why}; --method gptq, without extras"] if why else []
 
 
 def _zero_share(spec: Mapping[str, Any]) -> float:

@@ -54,9 +54,6 @@ WHOLE_MODEL = (
 )
 """The same of decomposing stages."""
 
-FACTORS = ("gptq", "rtn")
-"""Quantizing methods that can work on the factors of a decomposed matrix."""
-
 WITHOUT_ZERO = ("pb-llm", "ptq161")
 """Quantizing methods whose format cannot keep a pruned weight at zero."""
 
@@ -251,7 +248,7 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
                 fix="prune first, quantize last",
             )
         if earlier.kind == "decompose":
-            _check_after_factors(number, earlier, later)
+            _check_after_factors(number, earlier, later, pruned=any(stage.kind == "prune" for stage in stages))
             continue
         if getattr(later.settings, "correct", 0):
             raise UserError(
@@ -278,8 +275,8 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
             )
 
 
-def _check_after_factors(number: int, earlier: Stage, later: Stage) -> None:
-    """Refuse what cannot be done to the factors of a decomposed matrix."""
+def _check_after_factors(number: int, earlier: Stage, later: Stage, *, pruned: bool) -> None:
+    """Refuse what cannot be done to the factors of a decomposed matrix, or to those that stay whole."""
     if getattr(earlier.settings, "residual", False):
         raise UserError(
             f"stage {number} ({later.kind}) cannot follow {earlier.label}: its products are for fine-tuning",
@@ -297,12 +294,22 @@ def _check_after_factors(number: int, earlier: Stage, later: Stage) -> None:
         )
     settings = later.settings
     assert isinstance(settings, QuantizeSettings)  # the only kind left
-    if later.name not in FACTORS or settings.correct or settings.tune_steps:
-        what = later.name if later.name not in FACTORS else "a corrected code" if settings.correct else "learning"
+    if why := not_for_factors(later):
+        raise UserError(f"stage {number} cannot follow {earlier.label}: {why}", fix="--method gptq, without extras")
+    if pruned and later.name in WITHOUT_ZERO:
         raise UserError(
-            f"stage {number} ({what}) cannot follow {earlier.label}: factors are quantized by {' or '.join(FACTORS)}",
-            fix="--method gptq, without --correct and --tune-steps",
+            f"stage {number} ({later.name}) cannot follow pruning: matrices that stay whole keep their zeros",
+            fix="leave one of the two out, or quantize by gptq or trit-planes",
         )
+
+
+def not_for_factors(stage: Stage) -> str | None:
+    """Why a quantizing stage cannot work on the factors of a decomposed matrix; None when it can."""
+    if getattr(stage.settings, "correct", False):
+        return "a product needs no correction by another"
+    if stage.tuned or stage.prepared:
+        return "learning does not reach into the factors of a product"
+    return None
 
 
 def load_recipe(path: str) -> Recipe:

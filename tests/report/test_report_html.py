@@ -141,7 +141,10 @@ def test_every_field_is_shown(make_report: Make) -> None:
 def test_hostile_names_are_escaped(make_report: Make) -> None:
     def poison(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: entry if key in {"who", "mode", "group", "component"} else poison(entry) for key, entry in value.items()}
+            return {
+                key: entry if key in {"who", "mode", "group", "component"} else poison(entry)
+                for key, entry in value.items()
+            }
         if isinstance(value, list):
             return [poison(entry) for entry in value]
         return HOSTILE if isinstance(value, str) else value

@@ -269,6 +269,26 @@ def test_chains_by_recipe_and_by_hand_give_the_same_bytes(half: Path, calibratio
             assert float((code.dense() == 0).float().mean()) >= 0.3
 
 
+@pytest.mark.parametrize("method", ["gptq", "rtn", "awq", "trit-planes", "pb-llm", "ptq161"])
+def test_any_method_quantizes_factors(method: str, half: Path, calibration: Path, tmp_path: Path) -> None:
+    """In its own code, of which the plan knows the bytes; a fresh process has the run's logits."""
+    quantize: dict[str, Any] = {"method": method} | ({} if method == "ptq161" else {"group": 16})
+    stages = [{"decompose": {"method": "svd", "rank": 10}}, {"quantize": quantize}]
+    recipe = tiny_models.recipe_for(calibration, *stages, verify=True)
+    report = tiny_models.run_recipe(recipe, half, tmp_path / "out")
+    assert report.verification is not None and report.verification.passed
+    _, plan = stream.foresee(recipe, str(half))
+    assert abs(plan.tensor_bytes - report.size.weights_bytes) <= 0.05 * report.size.weights_bytes
+    codes = {
+        spec[side]["format"]
+        for spec in build_skeleton(open_checkpoint(tmp_path / "out")).packed.values()
+        if spec["format"] == "low-rank"
+        for side in ("left", "right")
+    }
+    expected = {"trit-planes": "trit-planes", "pb-llm": "partial-binary", "ptq161": "scaled-binary"}
+    assert codes == {expected.get(method, "group-int")}
+
+
 def test_factors_are_quantized_on_their_inputs(half: Path, calibration: Path, tmp_path: Path) -> None:
     """GPTQ on the factors does better at the output than rounding them, and a fresh process agrees."""
     errors = {}
@@ -289,8 +309,12 @@ def test_factors_are_quantized_on_their_inputs(half: Path, calibration: Path, tm
     [
         ([{"decompose": {"method": "svd"}}, {"prune": {"method": "magnitude"}}], "cannot follow"),
         ([{"decompose": {"method": "svd"}}, {"decompose": {"method": "svd"}}], "cannot follow"),
-        ([{"decompose": {"method": "svd"}}, {"quantize": {"method": "trit-planes"}}], "gptq or rtn"),
-        ([{"decompose": {"method": "svd"}}, {"quantize": {"method": "gptq", "correct": 4}}], "gptq or rtn"),
+        ([{"decompose": {"method": "svd"}}, {"quantize": {"method": "flexround"}}], "learning does not"),
+        ([{"decompose": {"method": "svd"}}, {"quantize": {"method": "gptq", "correct": 4}}], "no correction"),
+        (
+            [{"prune": {"method": "wanda"}}, {"decompose": {"method": "svd"}}, {"quantize": {"method": "pb-llm"}}],
+            "keep their zeros",
+        ),
         ([{"decompose": {"method": "svd", "factor_bits": 8}}, {"quantize": {"method": "rtn"}}], "integers already"),
         ([{"quantize": {"method": "rtn"}}, {"decompose": {"method": "svd"}}], "codes are final"),
         ([{"decompose": {"method": "svd", "rank": 4, "keep_params": 0.5}}], "exclude each other"),

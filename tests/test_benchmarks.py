@@ -24,6 +24,7 @@ from benchmarks import (
     run_all,
     sections,
     synthetic,
+    whitening,
 )
 from benchmarks.child import run_child
 from compressor.run.recipe import make_recipe
@@ -170,7 +171,6 @@ def test_synthetic_sizes_and_shards() -> None:
 
 def test_synthetic_checkpoint_is_pruned(tmp_path: Path) -> None:
     """The made-up model and its tokenizer are whole: the engine opens and prunes it."""
-    from compressor.run.recipe import make_recipe
     from compressor.run.stream import Options, compress
 
     folder, ids = tmp_path / "model", tmp_path / "ids.npy"
@@ -264,3 +264,20 @@ def test_bits_in_halves_count_whole_matrices_as_16_bits() -> None:
     items = [item("compressed linears", 100, 100), item("kept linears", 100, 400), item("embeddings", 1, 4)]
     assert measuring.bits_in_halves(items) == 12.0
     assert measuring.bits_in_halves([item("kept linears", 10, 20)]) == 16.0
+
+
+def test_whitening_ways_agree_and_verdicts_say_which_was_faster() -> None:
+    W, H = whitening.problem(24, 16, 64)
+    rank = whitening.kept_rank(24, 16)
+    theirs, mine = (left @ right for left, right in (whitening.published(W, H, rank), whitening.ours(W, H, rank)))
+    assert rank == 5 and float((theirs - mine).norm() / W.norm()) < 1e-4
+    found = {way: {"seconds": 1.0, "peak": 2e6, "error": 0.5} for way in whitening.WAYS} | {
+        "nothing": {"seconds": 0.0, "peak": 1e6, "error": 1.0},
+        "published": {"seconds": 2.0, "peak": 3e6, "error": 0.5},
+    }
+    assert whitening.verdicts({"a": found}) == [
+        "a: faster by x2.00, less memory (1 against 2 MB); lost 0.500000 against 0.500000."
+    ]
+    slow = found | {"ours": {"seconds": 4.0, "peak": 5e6, "error": 0.5}}
+    assert "**slower** by x2.00, **more** memory (4 against 2 MB)" in whitening.verdicts({"a": slow})[0]
+    assert whitening.row("a", found)[1:6] == ["2.00 s", "1.00 s", "1.00 s", "2.00 x", "2.00 x"]

@@ -13,12 +13,14 @@ from typing import Any
 from benchmarks.sections import ROOT
 
 
-def source_digest() -> str:
-    """What the numbers depend on: the methods and the engine."""
+def source_digest(*more: str) -> str:
+    """What the numbers depend on: the methods and the engine, and ``more`` files, as paths below ``compressor``."""
     digest = hashlib.sha256()
     for folder in ("methods", "engine", "calibration"):
         for file in sorted((ROOT / "compressor" / folder).glob("*.py")):
             digest.update(file.read_bytes())
+    for name in more:
+        digest.update((ROOT / "compressor" / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -41,7 +43,7 @@ def read_cache(path: Path) -> list[dict[str, Any]]:
 
 
 def measure(
-    stage: Mapping[str, Any] | None,
+    stage: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
     model: Path,
     calibration: Path,
     texts: Sequence[Path],
@@ -54,11 +56,11 @@ def measure(
     """Compress and evaluate what was written to disk.
 
     Args:
-        stage: an entry of a recipe's ``stages``; None for the untouched model.
+        stage: an entry of a recipe's ``stages``, or several; None for the untouched model.
 
     Returns:
-        Perplexities and numbers of windows by text, bits per weight of the linears and of the model, bytes of the
-        weight files, seconds of the compression alone.
+        Perplexities and numbers of windows by text, bits per weight of the linears, the same had the source been in
+        half precision, and of the model, bytes of the weight files, seconds of the compression alone.
     """
     from compressor.report.contents import read_contents
     from compressor.run.judge import judge_model
@@ -70,7 +72,7 @@ def measure(
         folder = scratch / "compressed"
         shutil.rmtree(folder, ignore_errors=True)
         content = {
-            "stages": [stage],
+            "stages": [stage] if isinstance(stage, Mapping) else list(stage),
             "calibration": {"sources": [str(calibration)], "nsamples": nsamples, "seqlen": seqlen},
             "evaluation": {"texts": ["none"], "baseline": False},
             "verify": False,
@@ -84,7 +86,25 @@ def measure(
         "perplexity": {row["name"]: row["rows"][0]["perplexity"] for row in rows},
         "windows_of": {row["name"]: row["windows"] for row in rows},
         "bits": bits,
+        "bits_half": bits_in_halves(contents.items),
         "bits_model": contents.bits(),
         "bytes": contents.weight_bytes,
         "seconds": seconds,
     }
+
+
+def bits_in_halves(items: Sequence[Any]) -> float:
+    """Bits per weight of a folder's linears, those that are stored whole counted in 16 bits.
+
+    A float32 checkpoint keeps what stays whole in 32 bits beside factors in 16, which says nothing about a method.
+
+    Args:
+        items: of `compressor.report.contents`.
+    """
+    size = parameters = 0
+    for item in items:
+        if item.group in ("compressed linears", "kept linears"):
+            whole = item.group == "kept linears"
+            size += min(item.bytes, 2 * item.parameters) if whole else item.bytes
+            parameters += item.parameters
+    return 8 * size / parameters

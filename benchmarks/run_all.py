@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("quality", "quantization", "pareto", "against_llmcompressor", "against_quantizers", "solver", "memory")
+SCRIPTS = (
+    "quality",
+    "quantization",
+    "decomposition",
+    "pareto",
+    "against_llmcompressor",
+    "against_quantizers",
+    "solver",
+    "whitening",
+    "memory",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import against_tables, measuring, memory, quality, quality_tables, run_all, sections, synthetic
+from benchmarks import (
+    against_tables,
+    decomposition,
+    decomposition_tables,
+    measuring,
+    memory,
+    quality,
+    quality_tables,
+    run_all,
+    sections,
+    synthetic,
+    whitening,
+)
 from benchmarks.child import run_child
+from compressor.run.recipe import make_recipe
 
 
 def result(method: str, target: str, values: dict[str, float], nsamples: int = 64) -> dict[str, Any]:
@@ -156,7 +171,6 @@ def test_synthetic_sizes_and_shards() -> None:
 
 def test_synthetic_checkpoint_is_pruned(tmp_path: Path) -> None:
     """The made-up model and its tokenizer are whole: the engine opens and prunes it."""
-    from compressor.run.recipe import make_recipe
     from compressor.run.stream import Options, compress
 
     folder, ids = tmp_path / "model", tmp_path / "ids.npy"
@@ -184,3 +198,86 @@ def test_run_child_measures_and_limits() -> None:
 def test_run_all_refuses_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_all.main(["qualty"]) == 2
     assert "qualty" in capsys.readouterr().err
+
+
+def low_rank_result(row: str, bits: float, loss: float) -> dict[str, Any]:
+    """A result whose loss is the same on both texts; the dense model's perplexities are 10 and 100."""
+    perplexity = {"stories.jsonl": 10 * math.exp(loss), "wiki.jsonl": 100 * math.exp(loss)}
+    sizes = {"nsamples": 64, "seqlen": 256, "windows": 120}
+    return {"model": "m", "row": row, "bits": bits, "bits_half": bits, "perplexity": perplexity, **sizes}
+
+
+def low_rank_results(energy: float = 0.3, dobi: float = 0.2, integers: float = 0.1) -> list[dict[str, Any]]:
+    return [
+        low_rank_result("dense", 16, 0.0),
+        low_rank_result("gptq 3-bit", 3.2, 2 * integers),
+        low_rank_result("gptq 4-bit", 4.2, integers),
+        low_rank_result("svd-llm paper 80 %", 12.7, 1.0),
+        low_rank_result("svd-llm energy 80 %", 12.8, energy),
+        low_rank_result("dobi 80 %", 12.8, dobi),
+        low_rank_result("svd-llm energy, 8-bit factors 80 %", 12.3, 0.05),
+    ]
+
+
+def test_decomposition_verdicts_follow_the_numbers() -> None:
+    said = decomposition_tables.verdicts({r["row"]: r for r in low_rank_results()}, "stories")
+    assert "mean 0.3000 against 1.0000 (x0.30, met); stories 0.3000 against 1.0000 (x0.30, met)" in said[0]
+    assert said[1].startswith("dobi 80 % (12.80 bits)") and "better by 0.1000" in said[1] and "not" not in said[1]
+    assert "gptq 3-bit (3.20 bits; mean 0.2000, stories 0.2000) loses no more: quantization" in said[-2]
+    assert said[-1].endswith("low rank is the better buy.")
+    worse = low_rank_results(energy=0.71, dobi=0.8, integers=5.0)
+    said = decomposition_tables.verdicts({r["row"]: r for r in worse}, "stories")
+    assert said[0].count("**not met**") == 2
+    assert "**not better** by 0.0900" in said[1]
+    assert said[-2].endswith("low rank is the better buy.")
+
+
+def test_quantization_is_no_better_buy_in_more_bytes() -> None:
+    rows = [*low_rank_results(integers=5.0), low_rank_result("gptq 8-bit", 12.81, 0.0)]
+    said = decomposition_tables.verdicts({r["row"]: r for r in rows}, "stories")
+    assert said[-2].endswith("low rank is the better buy.")
+
+
+def test_decomposition_section_has_a_table_for_every_share_there_is() -> None:
+    section = decomposition_tables.decomposition_section(low_rank_results(), "stories")
+    assert section.count("| method |") == 2  # of 80 %, and of integers alone
+    own = section.split("80 % kept, and")[1].split("Integers alone")[0]
+    assert "| gptq 4-bit | 4.200 | 4.200 | +0.1000 | +0.1000 | +0.1000 |" in own and "| gptq 3-bit |" not in own
+
+
+def test_decomposition_rows() -> None:
+    assert set(decomposition.BRIEF) <= set(decomposition.ROWS)
+    assert decomposition.rows_of("mix14m", list(decomposition.ROWS), ["mix14m"])[1:] == [
+        row for row in decomposition.ROWS if row in decomposition.BRIEF
+    ]
+    assert decomposition.ROWS["svd-llm paper 60 %"] == [
+        {"decompose": {"method": "svd-llm", "fit": "paper", "keep_params": 0.6}}
+    ]
+    for stages in decomposition.ROWS.values():
+        make_recipe({"stages": stages})
+
+
+def test_bits_in_halves_count_whole_matrices_as_16_bits() -> None:
+    def item(group: str, parameters: int, size: int) -> SimpleNamespace:
+        return SimpleNamespace(group=group, parameters=parameters, bytes=size)
+
+    items = [item("compressed linears", 100, 100), item("kept linears", 100, 400), item("embeddings", 1, 4)]
+    assert measuring.bits_in_halves(items) == 12.0
+    assert measuring.bits_in_halves([item("kept linears", 10, 20)]) == 16.0
+
+
+def test_whitening_ways_agree_and_verdicts_say_which_was_faster() -> None:
+    W, H = whitening.problem(24, 16, 64)
+    rank = whitening.kept_rank(24, 16)
+    theirs, mine = (left @ right for left, right in (whitening.published(W, H, rank), whitening.ours(W, H, rank)))
+    assert rank == 5 and float((theirs - mine).norm() / W.norm()) < 1e-4
+    found = {way: {"seconds": 1.0, "peak": 2e6, "error": 0.5} for way in whitening.WAYS} | {
+        "nothing": {"seconds": 0.0, "peak": 1e6, "error": 1.0},
+        "published": {"seconds": 2.0, "peak": 3e6, "error": 0.5},
+    }
+    assert whitening.verdicts({"a": found}) == [
+        "a: faster by x2.00, less memory (1 against 2 MB); lost 0.500000 against 0.500000."
+    ]
+    slow = found | {"ours": {"seconds": 4.0, "peak": 5e6, "error": 0.5}}
+    assert "**slower** by x2.00, **more** memory (4 against 2 MB)" in whitening.verdicts({"a": slow})[0]
+    assert whitening.row("a", found)[1:6] == ["2.00 s", "1.00 s", "1.00 s", "2.00 x", "2.00 x"]

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from compressor.report.numbers import bytes_text, percent, significant
 from compressor.report.schema import Report
-from compressor.report.sentences import headline
+from compressor.report.sentences import classes_told, headline
 from compressor.run.container import LOADS_WITH
 from compressor.run.plan import Plan
 
@@ -103,6 +103,8 @@ def print_result(report: Report, output: Path) -> None:
         f"{bytes_text(size.source_bytes)} -> {bytes_text(size.output_bytes)}; "
         f"linears {size.bits_per_weight_linears:.3f}, whole model {size.bits_per_weight_model:.3f} bits per weight"
     )
+    if classes := classes_told(report):
+        console.print(classes)
     print_evaluation([entry.model_dump(mode="json") for entry in report.evaluation])
     if report.baseline:
         console.print(report.baseline.verdict)

@@ -103,6 +103,9 @@ class Layer(Part):
     )
     tokens: int | None = Field(default=None, description="calibration tokens that reached it; null without data")
     seconds: float = Field(default=0.0, description="time of its solve, seconds")
+    component: Literal["LRC", "N-LRC"] | None = Field(
+        default=None, description="WeLore's class: a low-rank component, to be fine-tuned, or none; null without them"
+    )
     notes: list[str] = Field(default_factory=list, description="sentences about anything unusual")
     rungs: list[str] = Field(default_factory=list, description="what the factorization had to try before it worked")
     fallback: str | None = Field(default=None, description="what was done instead of what was asked, and why")

@@ -50,10 +50,21 @@ def what_was_done(report: Report) -> str:
     zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in done) / weights
     data = report.calibration
     calibrated = f"calibrated on {data.tokens:,} tokens" if data else "data-free"
+    classes = classes_told(report)
     return (
         f"{len(done)} of {len(report.layers)} linears ({parameters_text(weights)} weights) by {methods}: "
-        f"{percent(zeros)} zeros, stored as {formats}; {calibrated}"
+        f"{percent(zeros)} zeros, stored as {formats}; {calibrated}{f'; {classes}' if classes else ''}"
     )
+
+
+def classes_told(report: Report) -> str | None:
+    """``20 linears are low-rank components (LRC), for fine-tuning, 8 are not (N-LRC)``; None where none has a class."""
+    found = Counter(layer.component for layer in report.layers if layer.component)
+    if not found:
+        return None
+    few, whole = found["LRC"], found["N-LRC"]
+    some = "linear is a low-rank component" if few == 1 else "linears are low-rank components"
+    return f"{few} {some} (LRC), for fine-tuning, {whole} {'is' if whole == 1 else 'are'} not (N-LRC)"
 
 
 def judge(

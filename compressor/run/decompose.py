@@ -16,7 +16,7 @@ from compressor.methods.decomposers import decompose, with_residual
 from compressor.methods.quadratic import layer_error
 from compressor.methods.statistics import FactorizationError, InputStatistics
 from compressor.run.rank_survey import as_held, cost_of
-from compressor.run.ranks import rank_note, settings_of
+from compressor.run.ranks import rank_note, settings_of, welore_class
 from compressor.run.recipe import Stage
 from compressor.run.session import Run
 from compressor.run.transform import BlockWork, install, remark, shift_bias, usable
@@ -119,7 +119,9 @@ def _settle(
         began = time.perf_counter()
         rank = run.ranks[number][linear.name]
         statistics, fallback = usable(linear, seen, tokens)
-        remark(work, linear, [rank_note(linear, rank)])
+        component = welore_class(stage, rank)
+        remark(work, linear, [rank_note(linear, rank) + (f" ({component})" if component else "")])
+        work.layers[linear.name]["component"] = component
         if rank is None:
             continue
         weight = work.weights[linear.name].dense().to(run.runner.device, torch.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from math import floor, prod
+from typing import Literal
 
 from compressor.engine.skeleton import Linear, Skeleton
 from compressor.errors import UserError
@@ -108,6 +109,13 @@ def rank_note(linear: Linear, rank: Rank) -> str:
             f"stays whole: no rank that would be smaller is worth it ({floor(prod(linear.shape) / sum(linear.shape))})"
         )
     return f"rank {rank} of {full}"
+
+
+def welore_class(stage: Stage, rank: Rank) -> Literal["LRC", "N-LRC"] | None:
+    """A matrix's class by WeLore (arXiv 2407.11239): a low-rank component or not; None where other rules choose."""
+    if getattr(stage.settings, "ranks", None) != "welore":
+        return None
+    return "N-LRC" if rank is None else "LRC"
 
 
 def fitting(ranks: Mapping[str, Rank], pattern: str) -> dict[str, Rank]:

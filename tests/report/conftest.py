@@ -42,6 +42,7 @@ def full_report(blocks: int = 3) -> Report:
             relative_error=0.01 * (index + 1),
             tokens=4096,
             seconds=0.25,
+            component="LRC",
             notes=["two inputs were always zero"] if index == 0 else [],
             rungs=["damping 0.01 -> 0.1"] if index == 0 else [],
             fallback="magnitude, no tokens" if index == 0 else None,

@@ -16,7 +16,7 @@ from compressor.report.names import fold_names, natural
 from compressor.report.plot_layers import linear_axis, log_axis
 from compressor.report.plots import round_ticks
 from compressor.report.schema import Evaluation, EvaluationRow, Report
-from compressor.report.sentences import headline, judge, leading_text, what_was_done
+from compressor.report.sentences import classes_told, headline, judge, leading_text, what_was_done
 
 Make = Callable[..., Report]
 
@@ -184,6 +184,16 @@ def test_headline(make_report: Make) -> None:
     assert leading_text(report.evaluation) is report.evaluation[1]
     report.evaluation.clear()
     assert headline(report).endswith("quality not measured")
+
+
+def test_welores_classes(make_report: Make) -> None:
+    report = make_report()
+    report.layers[0].component = "N-LRC"
+    told = "5 linears are low-rank components (LRC), for fine-tuning, 1 is not (N-LRC)"
+    assert classes_told(report) == told and what_was_done(report).endswith(told)
+    for layer in report.layers:
+        layer.component = None
+    assert classes_told(report) is None
 
 
 def test_what_was_done(make_report: Make) -> None:

@@ -17,6 +17,7 @@ from compressor.engine.checkpoint import open_checkpoint
 from compressor.engine.skeleton import build_skeleton
 from compressor.errors import UserError
 from compressor.formats import Dense, GroupInt, LowRank, Sum
+from compressor.report.sentences import classes_told
 from compressor.run import gates, rank_survey, stream
 from compressor.run.recipe import make_recipe
 
@@ -343,6 +344,26 @@ def test_what_stands_beside_its_residual_is_not_worked_on(half: Path, calibratio
         _, plan = stream.foresee(make_recipe({"stages": [stage]}), str(tmp_path / "once"))
         with pytest.raises(UserError, match="compressor adapter"):
             plan.refuse()
+
+
+def test_welores_classes_are_told(half: Path, tmp_path: Path) -> None:
+    """In the notes of every matrix, counted in the report and on the card; not where other rules choose."""
+    stage = {"method": "welore", "keep_params": 0.95, "exclude": ["o_proj"]}
+    report = tiny_models.run_recipe(decomposed(stage, tmp_path), half, tmp_path / "out")
+    classes = {layer.name: layer.component for layer in report.layers}
+    for layer in report.layers:
+        if layer.kind == "self_attn.o_proj":
+            assert layer.component is None and not layer.notes
+            continue
+        assert layer.component == ("LRC" if layer.format == "low-rank" else "N-LRC")
+        assert layer.notes[0].endswith(f"({layer.component})")
+    counts = [list(classes.values()).count(kind) for kind in ("LRC", "N-LRC")]
+    assert min(counts) > 0
+    told = classes_told(report)
+    assert told is not None and [int(word) for word in told.split() if word.isdigit()] == counts
+    assert told in (tmp_path / "out" / "README.md").read_text()
+    plain = tiny_models.run_recipe(decomposed({"method": "svd"}, tmp_path), half, tmp_path / "plain")
+    assert classes_told(plain) is None and {layer.component for layer in plain.layers} == {None}
 
 
 def test_the_plan_knows_the_bytes(half: Path, calibration: Path, tmp_path: Path) -> None:

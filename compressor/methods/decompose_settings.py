@@ -230,6 +230,17 @@ class DobiSettings(SvdLlmSettings):
     """Dobi-SVD: as svd-llm, and how many components each matrix keeps is learned on the calibration text."""
 
     ranks: Literal["dobi"] = Field("dobi", description=DecomposeSettings.model_fields["ranks"].description)
+    fit: Literal["default", "paper"] = Field(
+        "default",
+        description="how positions of truncation are learned. default: on components fixed beforehand, in the budget "
+        "at every step, never worse than by energy on windows held out; paper: as published, with an SVD of every "
+        "output in every step, for comparison",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, data: Any) -> Any:
+        return data  # what is published of svd-llm is not meant here
 
 
 class CordaSettings(DecomposeSettings):

@@ -1,9 +1,10 @@
 """Positions of truncation that can be learned: every matrix keeps its first components, up to a soft edge.
 
 (Dobi-SVD, arXiv 2502.02723, section 3.1: component i is let through by 1/2 tanh(beta (k - i)) + 1/2, and k is learned.
-There the components are those of each batch's own activations, and every step differentiates an SVD; here they are
-fixed beforehand (`subspace`), so that a step is an ordinary one, also where a matrix has fewer of them than a window
-has tokens. The published penalty on the budget is a projection here: the positions always take what they may.)
+There the components are those of each batch's own activations, and every step differentiates an SVD, as in
+`run/gates_paper.py`; here they are fixed beforehand (`subspace`), so that a step is an ordinary one, also where a
+matrix has fewer of them than a window has tokens. The published penalty on the budget is a projection here: the
+positions always take what they may.)
 """
 
 from __future__ import annotations
@@ -20,12 +21,19 @@ SOFTNESS = 0.02
 """Width of the edge, as a share of all components of a matrix."""
 
 
-def openness(position: Tensor, count: int) -> Tensor:
+PUBLISHED_EDGE = 0.05
+"""Width of the edge in components, as published: 1/2 tanh(beta x) + 1/2 is the sigmoid of x over 1 / (2 beta)."""
+
+
+def openness(position: Tensor, count: int, edge: float | None = None) -> Tensor:
     """Return how far each of ``count`` components is let through, (count,) in (0, 1), falling.
 
     Differentiable, and rising everywhere, in ``position`` (a scalar, in components).
+
+    Args:
+        edge: its width, in components; by default some of all components.
     """
-    edge = max(0.5, SOFTNESS * count)
+    edge = edge or max(0.5, SOFTNESS * count)
     places = torch.arange(count, dtype=position.dtype, device=position.device) + 0.5
     return torch.sigmoid((position - places) / edge)
 

@@ -21,13 +21,14 @@ from torch import Tensor
 from compressor.engine.backward import loss_backward, seen_linears
 from compressor.engine.skeleton import Linear
 from compressor.errors import UserError
-from compressor.methods.decompose_settings import DecomposeSettings, SvdLlmSettings, TransactSettings
+from compressor.methods.decompose_settings import DecomposeSettings, DobiSettings, SvdLlmSettings, TransactSettings
 from compressor.methods.decomposers import take_apart
 from compressor.methods.gates import Room
 from compressor.methods.ranks import Rank, energy_ranks, total, uniform_ranks, welore_ranks
 from compressor.methods.statistics import InputStatistics, accumulate
 from compressor.methods.subspace import Components, in_basis
 from compressor.run.gates import learn_gates
+from compressor.run.gates_paper import learn_as_published
 from compressor.run.ranks import SURVEYED_TOKENS, budget_of, plain_ranks, price_of, settings_of
 from compressor.run.recipe import Stage
 from compressor.run.session import Run
@@ -87,7 +88,9 @@ def survey_ranks(run: Run, number: int) -> dict[str, Rank]:
             _measure(survey, ranks, turn)
             ranks = _settle(survey, turn)
             ticker.advance()
-    if settings.ranks == "dobi":
+    if isinstance(settings, DobiSettings) and settings.fit == "paper":
+        ranks = _learned_as_published(survey)
+    elif settings.ranks == "dobi":
         ranks = _learned(survey, ranks)
     for block in range(run.blocks):
         _components_file(folder, block).unlink(missing_ok=True)
@@ -266,6 +269,20 @@ def _learned(survey: Survey, ranks: dict[str, Rank]) -> dict[str, Rank]:
         survey.run, survey.folder, cut, lambda block: load_components(survey, block), begin, room, settings.steps
     )
     return ranks | {linear.name: rank for linear, rank in zip(cut, found, strict=True)}
+
+
+def _learned_as_published(survey: Survey) -> dict[str, Rank]:
+    """Positions of truncation learned as published; whole stays what no rank makes smaller."""
+    settings = survey.stage.settings
+    assert isinstance(settings, SvdLlmSettings)  # no other is learned
+    prices = {linear.name: price_of(survey.stage, linear) for linear in survey.linears}
+    cut = [linear for linear in survey.linears if prices[linear.name].most]
+    budget = budget_of(survey.stage, survey.linears, survey.run.skeleton)
+    budget -= sum(price.whole for price in prices.values() if not price.most)
+    room = Room([prices[linear.name] for linear in cut], budget)
+    found = learn_as_published(survey.run, survey.folder, cut, room, settings.steps) if cut else []
+    learned = dict(zip((linear.name for linear in cut), found, strict=True))
+    return {linear.name: learned.get(linear.name) for linear in survey.linears}
 
 
 def _pack(name: str, parts: Components) -> dict[str, Tensor]:

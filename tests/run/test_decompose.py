@@ -13,12 +13,13 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 
+from compressor.engine.backward import loss_backward
 from compressor.engine.checkpoint import open_checkpoint
 from compressor.engine.skeleton import build_skeleton
 from compressor.errors import UserError
 from compressor.formats import Dense, GroupInt, LowRank, Sum
 from compressor.report.sentences import classes_told
-from compressor.run import gates, rank_survey, stream
+from compressor.run import gates, gates_paper, rank_survey, stream
 from compressor.run.recipe import make_recipe
 
 STAGES: list[dict[str, Any]] = [
@@ -38,6 +39,7 @@ STAGES: list[dict[str, Any]] = [
     {"method": "svd-llm", "factor_bits": 4, "keep_params": 0.4, "weighting": "output"},
     {"method": "svd", "factor_bits": 4, "keep_params": 0.4},
     {"method": "dobi", "steps": 3, "rounds": 1},
+    {"method": "dobi", "fit": "paper", "steps": 2, "rounds": 1},
 ]
 
 
@@ -451,6 +453,30 @@ def test_learned_positions_are_never_worse_than_where_they_began(
     tiny_models.run_recipe(decomposed(stage, calibration), half, tmp_path / "out")
     assert len(judged) == 2  # where it began, and after the last step
     assert (found[1] == found[0]) == (judged[1] >= judged[0])
+
+
+def test_gradients_of_published_positions_are_those_of_the_loss(tmp_path: Path) -> None:
+    """Against finite differences through the whole model; biases are not truncated."""
+    source = tiny_models.save(tiny_models.random_model("qwen2"), tmp_path / "model")
+    runner = tiny_models.open_runner(source)
+    runner.load_outer()
+    linears = [x for x in runner.skeleton.linears if x.kind in ("self_attn.q_proj", "mlp.down_proj")]
+    ids = tiny_models.random_ids(2)
+    positions = torch.full((len(linears),), 6.52, requires_grad=True)
+
+    def loss(at: torch.Tensor) -> float:
+        with gates_paper.truncating(runner.skeleton.model, linears, lambda i: at[i]):
+            return loss_backward(runner, runner.start(ids), tmp_path, weights=lambda block: {})
+
+    loss(positions)
+    assert positions.grad is not None
+    found = positions.grad / (ids.shape[0] * (ids.shape[1] - 1))
+    step = 0.01
+    for i in range(len(linears)):
+        moved = step * torch.eye(len(linears))[i]
+        difference = (loss(positions.detach() + moved) - loss(positions.detach() - moved)) / (2 * step)
+        assert float(found[i]) == pytest.approx(difference, rel=0.05, abs=2e-5)
+    assert float(found.abs().max()) > 1e-4
 
 
 SCRIPT = """

@@ -20,10 +20,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "svd": {"method": "svd"},
     "asvd": {"method": "asvd"},
     "svd-llm paper": {"method": "svd-llm", "fit": "paper"},
+    "svd-llm paper, refit": {"method": "svd-llm", "fit": "paper", "refit": True},
     "svd-llm uniform": {"method": "svd-llm", "ranks": "uniform"},
     "svd-llm energy": {"method": "svd-llm"},
     "svd-llm welore": {"method": "svd-llm", "ranks": "welore"},
     "dobi": {"method": "dobi"},
+    "dobi paper": {"method": "dobi", "fit": "paper"},
     "svd-llm energy, 8-bit factors": {"method": "svd-llm", "factor_bits": 8},
 }
 """Settings of the methods, which are run at every share of ``SHARES``."""

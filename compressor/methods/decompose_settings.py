@@ -126,7 +126,7 @@ class DecomposeSettings(BaseModel):
 
     def label(self, method: str) -> str:
         """The stage in a few words."""
-        ranks = f" {self.ranks}" if self.surveyed else ""
+        ranks = f" {self.ranks}" if self.surveyed and self.ranks != method else ""
         bits = "" if self.factor_bits == 16 else f" {self.factor_bits}-bit factors"
         residual = " + residual" if self.residual else ""
         return f"{method}{ranks} {self.budget}{bits}{residual}"
@@ -234,7 +234,7 @@ class DobiSettings(SvdLlmSettings):
         "default",
         description="how positions of truncation are learned. default: on components fixed beforehand, in the budget "
         "at every step, never worse than by energy on windows held out; paper: as published, with an SVD of every "
-        "output in every step, for comparison",
+        "output in every step, for comparison; it wants thousands of steps",
     )
 
     @model_validator(mode="before")

@@ -192,7 +192,7 @@ class Report(Part):
     size: Size
     layers: list[Layer]
     evaluation: list[Evaluation] = Field(default_factory=list)
-    baseline: Baseline | None = Field(default=None, description="null when nothing was evaluated")
+    baseline: Baseline | None = Field(default=None, description="null when nothing was evaluated, or made smaller")
     verification: Verification | None = Field(default=None, description="null only when it was switched off")
     timings: list[Timing] = Field(default_factory=list)
     memory: Memory | None = None

@@ -479,6 +479,17 @@ def test_gradients_of_published_positions_are_those_of_the_loss(tmp_path: Path) 
     assert float(found.abs().max()) > 1e-4
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt2", "opt"])
+def test_published_positions_of_every_kind_of_layer(family: str, calibration: Path, tmp_path: Path) -> None:
+    """Experts, which get few tokens or none, transposed layers, inputs without a dimension of windows."""
+    model = tiny_models.save(tiny_models.random_model(family), tmp_path / "model")
+    stage = {"method": "dobi", "fit": "paper", "steps": 1, "rounds": 1, "keep_params": 0.6}
+    report = tiny_models.run_recipe(decomposed(stage, calibration), model, tmp_path / "out")
+    linears = sum(layer.shape[0] * layer.shape[1] for layer in report.layers)
+    assert {layer.format for layer in report.layers} <= {"low-rank", "float32"}
+    assert 0.45 < sum(layer.bytes for layer in report.layers if layer.format == "low-rank") / 2 / linears <= 0.6
+
+
 SCRIPT = """
 import sys, torch, tiny_models
 from pathlib import Path

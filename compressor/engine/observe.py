@@ -63,6 +63,13 @@ class _Gatherer:
             raise _SeenEnoughError
         self.record(name, x)
 
+    def remember(self, name: str, x: Tensor) -> None:
+        """Keep an input of the reference."""
+        assert self.untouched is not None
+        self.untouched[name] = x
+        if self.inputs is None and name == self.last:
+            raise _SeenEnoughError
+
     def end_first_batch(self) -> None:
         """Let go of the inputs. What comes after the last linear is thrown away, so later batches stop there, unless
         linears are called several times or, as experts are, in an order that depends on the data."""
@@ -152,7 +159,7 @@ def observe(
         for number, span in stream.batches():
             if reference is not None:
                 gatherer.untouched = {}
-                with inputs_hooked(modules, gatherer.untouched.__setitem__):
+                with inputs_hooked(modules, gatherer.remember), suppress(_SeenEnoughError):
                     runner.forward_with(block, reference, number, span, untouched or {})
             with inputs_hooked(modules, gatherer), suppress(_SeenEnoughError):
                 runner.forward_with(block, stream, number, span, weights or {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from compressor.methods.decompose_settings import SvdLlmSettings
 from compressor.methods.decomposers import decompose, with_residual
 from compressor.methods.quadratic import layer_error
 from compressor.methods.statistics import FactorizationError, InputStatistics
+from compressor.run.finish import expert_tokens
 from compressor.run.rank_survey import as_held, cost_of
 from compressor.run.ranks import rank_note, settings_of, welore_class
 from compressor.run.recipe import Stage
@@ -24,39 +26,43 @@ from compressor.run.transform import BlockWork, install, remark, shift_bias, usa
 WITHOUT_DATA = "decomposed by its weights alone"
 
 
-def decompose_block(run: Run, number: int, block: int, linears: list[Linear], work: BlockWork) -> Observation | None:
+def decompose_block(run: Run, number: int, block: int, linears: list[Linear], work: BlockWork) -> list[dict[str, Any]]:
     """Decompose ``linears`` of a loaded block by stage ``number``, and send its reference stream through the block.
 
     Returns:
-        What was seen of all inputs first; None for a stage without data.
+        Calibration tokens that reached each expert.
     """
     stage = run.stages[number]
     stream, reference = run.streams.get(f"stage {number}"), run.streams.get(f"stage {number} before")
     before = {
         f"{linear.name}.weight": as_held(run, linear, work.weights[linear.name].dense()) for linear in linears
     } | {name: run.runner.loaded(name) for name in biases(run, linears)}
-    seen = None
+    experts: list[dict[str, Any]] = []
     if stream is None:
         _settle(run, number, linears, work, None, 0)
     else:
-        first = seen = _observed(run, stage, block, linears, stream, reference, before)
-        for step, members in enumerate(steps(stage, linears, first)):
-            if step:
-                first = _observed(run, stage, block, members, stream, reference, before)
+        for members in steps(run, stage, block, linears, stream):
+            seen = None
+            if any(run.ranks[number][x.name] is not None or ".experts." in x.name for x in members):
+                seen = _observed(run, stage, block, members, stream, reference, before)
+                experts += expert_tokens(members, seen)
             behind = _behind(run, stage, block, members, stream)
-            _settle(run, number, members, work, first, stream.ids.numel(), behind)
+            _settle(run, number, members, work, seen, stream.ids.numel(), behind)
     if reference is not None:
         with torch.no_grad():
             for batch, span in reference.batches():
                 reference.states[span] = run.runner.forward_with(block, reference, batch, span, before).cpu()
-    return seen
+    return experts
 
 
-def steps(stage: Stage, linears: Sequence[Linear], seen: Observation) -> list[list[Linear]]:
-    """Groups of linears that are settled together: by their inputs, in the order of use; or all at once."""
+def steps(run: Run, stage: Stage, block: int, linears: list[Linear], stream: Stream) -> list[list[Linear]]:
+    """Groups of linears that are settled together: those with the same input, in the order of use; or all at once."""
     settings = stage.settings
     if not isinstance(settings, SvdLlmSettings) or not settings.in_order or settings.residual:
-        return [list(linears)]
+        return [linears]
+    size = stream.batch
+    one = Stream(stream.ids[:size], stream.states[:size], stream.calls[:1], size)
+    seen = observe(run.runner, block, linears, one)
     leader: dict[int, str] = {}
     groups: dict[str, list[Linear]] = {}
     for linear in linears:

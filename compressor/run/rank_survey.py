@@ -29,7 +29,7 @@ from compressor.methods.statistics import InputStatistics, accumulate
 from compressor.methods.subspace import Components, in_basis
 from compressor.run.gates import learn_gates
 from compressor.run.gates_paper import learn_as_published
-from compressor.run.ranks import SURVEYED_TOKENS, budget_of, plain_ranks, price_of, settings_of
+from compressor.run.ranks import LATER_TOKENS, SURVEYED_TOKENS, budget_of, plain_ranks, price_of, settings_of
 from compressor.run.recipe import Stage
 from compressor.run.session import Run
 from compressor.run.transform import is_starved
@@ -110,7 +110,7 @@ def _measure(survey: Survey, ranks: Mapping[str, Rank], turn: int) -> None:
     """One pass forwards and backwards with the matrices truncated to ``ranks``; adds to the costs on disk."""
     run, calibration = survey.run, survey.run.inputs.calibration
     assert calibration is not None  # checked before
-    ids = calibration.ids[: max(1, SURVEYED_TOKENS // calibration.ids.shape[1])]
+    ids = _windows(calibration.ids, turn)
     hessians: dict[str, Tensor] = {}
     costs: dict[str, Tensor] = {}
     counted: dict[str, int] = {}
@@ -122,9 +122,9 @@ def _measure(survey: Survey, ranks: Mapping[str, Rank], turn: int) -> None:
             costs[name] = torch.zeros(m, m, device=g.device)
             hessians[name] = torch.zeros(n, n, device=x.device)
         accumulate(costs[name], g)
+        counted[name] = counted.get(name, 0) + len(x)
         if not turn:
             accumulate(hessians[name], x)
-            counted[name] = counted.get(name, 0) + len(x)
 
     class Around:
         """Watches a block while it is run backwards; afterwards puts down what was seen."""
@@ -150,6 +150,16 @@ def _measure(survey: Survey, ranks: Mapping[str, Rank], turn: int) -> None:
     loss_backward(run.runner, run.runner.start(ids), survey.folder, weights=weights, sampled=generator, around=Around)
 
 
+def _windows(ids: Tensor, turn: int) -> Tensor:
+    """The windows of a round: many in the first one, fewer, and other ones, in those that follow."""
+    length = ids.shape[1]
+    if not turn:
+        return ids[: max(1, SURVEYED_TOKENS // length)]
+    count = max(1, min(len(ids), LATER_TOKENS // length))
+    start = (turn - 1) * count % max(1, len(ids) - count + 1)
+    return ids[start : start + count]
+
+
 def _put_down(
     survey: Survey,
     block: int,
@@ -164,7 +174,8 @@ def _put_down(
     found: dict[str, Tensor] = {}
     for linear in survey.of(block):
         if linear.name in costs:
-            here = in_basis(costs[linear.name], _weight(survey.run, linear)).cpu()
+            mean = costs[linear.name] / max(1, counted[linear.name])
+            here = in_basis(mean, _weight(survey.run, linear)).cpu()
             found[linear.name] = here + before[linear.name] if linear.name in before else here
     save_file(found, file)
     if not turn:
@@ -190,7 +201,7 @@ def _settle(survey: Survey, turn: int) -> dict[str, Rank]:
             scale = 1.0 if weighted else float(F.diagonal().double().sum()) / linear.shape[0]
             stats = InputStatistics(H, tokens)
             parts = take_apart(_weight(run, linear), stats, settings, F if weighted else None)
-            survey.values[linear.name] = parts.values.cpu() * scale / (2 * tokens * tokens * (turn + 1))
+            survey.values[linear.name] = parts.values.cpu() * scale / (2 * tokens * (turn + 1))
             kept |= _pack(linear.name, parts)
         save_file(kept, _components_file(survey.folder, block))
     return _chosen(run, survey.stage, survey.linears, survey.values)

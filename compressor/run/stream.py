@@ -237,8 +237,7 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
             if run.plan.narrowing is not None:
                 narrow_block(run, number, block, work)
             else:
-                seen = decompose_block(run, number, block, chosen, work)
-                experts = finish.expert_tokens(chosen, seen) if seen is not None else experts
+                experts = decompose_block(run, number, block, chosen, work)
             run.timed("solving", since)
             _pass_on(run, block, stream)
             continue

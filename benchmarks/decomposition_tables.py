@@ -16,7 +16,7 @@ SHARES = (90, 80, 60)
 """Percent of the parameters of the linears that are kept."""
 
 TARGET = 0.7  # of the published formula's loss, at 80 and 60 % kept
-BY_CHANCE = 0.005  # nats: a loss that is higher by so little counts as no more
+BY_CHANCE = 0.005  # nats: losses that differ by so little count as the same
 ENERGY, PAPER, DOBI = "svd-llm energy", "svd-llm paper", "dobi"
 
 
@@ -109,8 +109,10 @@ def better_sentence(found: Found, row: str, base: str, calibration: str) -> str 
     theirs = losses(found, base, calibration)
     parts = []
     for name, value in losses(found, row, calibration).items():
-        word = "better" if value < theirs[name] else "**not better**"
-        parts.append(f"{name} {value:.4f} against {theirs[name]:.4f}, {word} by {abs(value - theirs[name]):.4f}")
+        more = value - theirs[name]
+        word = "does not beat it, the same but for chance" if abs(more) <= BY_CHANCE else ""
+        word = word or (f"better by {-more:.4f}" if more < 0 else f"**does not beat it**, by {more:.4f}")
+        parts.append(f"{name} {value:.4f} against {theirs[name]:.4f}, {word}")
     bits = f"({found[row]['bits_half']:.2f} bits) beside {base} ({found[base]['bits_half']:.2f} bits)"
     return f"{row} {bits}: {'; '.join(parts)}."
 

@@ -228,8 +228,13 @@ def test_decomposition_verdicts_follow_the_numbers() -> None:
     worse = low_rank_results(energy=0.71, dobi=0.8, integers=5.0)
     said = decomposition_tables.verdicts({r["row"]: r for r in worse}, "stories")
     assert said[0].count("**not met**") == 2
-    assert "**not better** by 0.0900" in said[1]
+    assert "**does not beat it**, by 0.0900" in said[1]
     assert said[-2].endswith("low rank is the better buy.")
+
+
+def test_a_difference_by_chance_is_neither_better_nor_worse() -> None:
+    said = decomposition_tables.verdicts({r["row"]: r for r in low_rank_results(dobi=0.296)}, "stories")
+    assert said[1].count("does not beat it, the same but for chance") == 2 and "better by" not in said[1]
 
 
 def test_quantization_is_no_better_buy_in_more_bytes() -> None:

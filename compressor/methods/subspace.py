@@ -20,6 +20,10 @@ from torch import Tensor
 
 from compressor.methods.threads import one_thread
 
+EXACT = 1024
+"""Matrices with a side no longer than this are taken apart in fp64, others in fp32, which takes less than half of the
+time; at half of the components the two lose the same to within 0.1 %."""
+
 
 @dataclass(frozen=True)
 class Components:
@@ -37,12 +41,16 @@ class Components:
 
 
 def output_basis(weight: Tensor) -> Tensor | None:
-    """Return an orthonormal basis (m, n) fp64 of the outputs of ``weight`` (m, n); None for all, where m <= n."""
+    """Return an orthonormal basis (m, n) of the outputs of ``weight`` (m, n); None for all, where m <= n."""
     if weight.shape[0] <= weight.shape[1]:
         return None
     with one_thread():
-        basis: Tensor = torch.linalg.qr(weight.double()).Q
+        basis: Tensor = torch.linalg.qr(weight.to(_precision(weight))).Q
         return basis
+
+
+def _precision(weight: Tensor) -> torch.dtype:
+    return torch.float64 if min(weight.shape) <= EXACT else torch.float32
 
 
 def in_basis(cost: Tensor, weight: Tensor) -> Tensor:
@@ -54,7 +62,7 @@ def in_basis(cost: Tensor, weight: Tensor) -> Tensor:
     if Q is None:
         return cost.float()
     with one_thread():
-        return (Q.T @ cost.double() @ Q).float()
+        return (Q.T @ cost.to(Q.dtype) @ Q).float()
 
 
 def weighing(cost: Tensor, weight: Tensor, damp: float) -> Callable[[Tensor], Tensor]:
@@ -62,6 +70,7 @@ def weighing(cost: Tensor, weight: Tensor, damp: float) -> Callable[[Tensor], Te
     Q = output_basis(weight)
     with one_thread():
         L = _root(cost.double(), damp)
+        Q = None if Q is None else Q.double()
 
     def weigh(X: Tensor) -> Tensor:
         inner = L @ (L.T @ (X if Q is None else Q.T @ X))
@@ -90,24 +99,24 @@ def components(
         rooted: ``hessian`` is a symmetric root of H: by an SVD, exact also for the smallest components.
     """
     with one_thread():
-        Q = output_basis(weight)
-        X = (weight if target is None else target).double()
+        Q, dtype = output_basis(weight), _precision(weight)
+        X = (weight if target is None else target).to(dtype)
         R = X if Q is None else Q.T @ X
-        L = None if cost is None else _root(cost.double(), damp)
+        L = None if cost is None else _root(cost.to(dtype), damp)
         S = R if L is None else L.T @ R
         if rooted and hessian is not None:
-            V, sizes, _ = torch.linalg.svd(S @ hessian.double(), full_matrices=False)
+            V, sizes, _ = torch.linalg.svd(S @ hessian.to(dtype), full_matrices=False)
             values = sizes.square()
         else:
-            G = S @ S.T if hessian is None else S @ hessian.double() @ S.T
+            G = S @ S.T if hessian is None else S @ hessian.to(dtype) @ S.T
             values, vectors = torch.linalg.eigh((G + G.T) / 2)
             values, V = values.flip(0).clamp(min=0), vectors.flip(1)
         left = V if L is None else torch.linalg.solve_triangular(L.T, V, upper=True)
-        return Components(values, (left if Q is None else Q @ left).float(), (V.T @ S).float())
+        return Components(values.double(), (left if Q is None else Q @ left).float(), (V.T @ S).float())
 
 
 def _root(cost: Tensor, damp: float) -> Tensor:
-    """The lower Cholesky factor of the damped ``cost`` (p, p) fp64; of the identity where nothing costs anything."""
+    """The lower Cholesky factor of the damped ``cost`` (p, p); of the identity where nothing costs anything."""
     mean = float(cost.diagonal().mean())
     if not mean > 0:
         return torch.eye(len(cost), dtype=cost.dtype, device=cost.device)

@@ -16,7 +16,7 @@ from compressor.methods.ranks import Price, Rank, capped, uniform_ranks
 from compressor.run.recipe import Stage
 
 SURVEYED_TOKENS = 16384
-"""As many calibration tokens are sent forwards and backwards through the model, in the first round of choosing ranks."""
+"""Calibration tokens that are sent forwards and backwards through the model in the first round of choosing ranks."""
 
 LATER_TOKENS = 4096
 """As many in each of the rounds that follow."""

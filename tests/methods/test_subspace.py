@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from compressor.methods import subspace
 from compressor.methods.subspace import Components, components, in_basis, output_basis, weighing
 
 SHAPES = [(6, 6), (12, 5), (5, 12), (1, 7), (7, 1), (16, 4)]
@@ -155,6 +156,25 @@ def test_weighing_is_the_metric_of_the_closed_form() -> None:
     X = torch.randn(9, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     got = weighing(in_basis(F, W), W, 0.01)(X)
     assert torch.allclose(got, damped(F, W, 0.01) @ X, rtol=1e-4, atol=1e-6 * float(F.abs().max()))
+
+
+@pytest.mark.parametrize(("m", "n"), [(200, 200), (300, 150)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_single_precision_loses_no_more_at_half_the_components(
+    m: int, n: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done with large matrices, tried on small ones."""
+    x, W = inputs(n, 2 * n), weight_of(m, n)
+    H, F = x.T @ x, output_cost(m)
+    losses = []
+    for exact in (10_000, 10):
+        monkeypatch.setattr(subspace, "EXACT", exact)
+        parts = components(W, H, in_basis(F, W) if weighted else None)
+        monkeypatch.setattr(subspace, "EXACT", 10_000)
+        metric = damped(F, W, 0.01) if weighted else None
+        losses.append([loss(W.double() - cut(parts, rank), H, metric) for rank in (min(m, n) // 4, min(m, n) // 2)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.002)
+    assert losses[1] != losses[0]
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:

@@ -290,6 +290,7 @@ class TransactSettings(DecomposeSettings):
     multiple: int = Field(1, ge=1, description="neurons are kept in multiples of this, say 64 for an accelerator")
     target_size: None = Field(None, description=DecomposeSettings.model_fields["target_size"].description)
     rank: None = Field(None, description=DecomposeSettings.model_fields["rank"].description)
+    residual: Literal[False] = Field(False, description=DecomposeSettings.model_fields["residual"].description)
     ranks: Literal["uniform"] = Field("uniform", description=DecomposeSettings.model_fields["ranks"].description)
     factor_bits: Literal[16] = Field(16, description=DecomposeSettings.model_fields["factor_bits"].description)
 

@@ -42,11 +42,11 @@ def decompose_block(run: Run, number: int, block: int, linears: list[Linear], wo
         _settle(run, number, linears, work, None, 0)
     else:
         for members in steps(run, stage, block, linears, stream):
-            seen = None
+            seen = behind = None
             if any(run.ranks[number][x.name] is not None or ".experts." in x.name for x in members):
                 seen = _observed(run, stage, block, members, stream, reference, before)
                 experts += expert_tokens(members, seen)
-            behind = _behind(run, stage, block, members, stream)
+                behind = _behind(run, stage, block, members, stream)
             _settle(run, number, members, work, seen, stream.ids.numel(), behind)
     if reference is not None:
         with torch.no_grad():

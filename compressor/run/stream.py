@@ -172,6 +172,8 @@ def _prepare(run: Run) -> None:
         write.write_outer(run.folder, run.plan, run.codes)
         run.journal.facts["outer"] = True
         run.journal.write()
+    run.timed("embedding the token windows", since)
+    since = time.perf_counter()
     if "sparsities" not in run.journal.facts:
         run.journal.facts["sparsities"] = [survey(run, number) for number in range(len(run.recipe.stages))]
         run.journal.write()
@@ -182,6 +184,8 @@ def _prepare(run: Run) -> None:
         run.journal.facts["ranks"] = [survey_ranks(run, number) for number in range(len(run.recipe.stages))]
         run.journal.write()
     run.ranks = run.journal.facts["ranks"]
+    run.timed("surveying the model", since)
+    since = time.perf_counter()
     run.stages = [
         settled(stage, found) for stage, found in zip(run.recipe.stages, run.journal.facts["planes"], strict=True)
     ]

@@ -110,6 +110,7 @@ def test_what_no_stock_class_can_say_is_refused_before_the_work(
         ([{"decompose": {"method": "transact", "mlp": 0.5, "keep_params": 0.5}}], "exclude each other"),
         ([{"decompose": {"method": "transact", "include": ["mlp"]}}], "same widths"),
         ([{"decompose": {"method": "transact", "rank": 4}}], "rank"),
+        ([{"decompose": {"method": "transact", "residual": True}}], "residual"),
         ([{"decompose": {"method": "transact"}}, {"quantize": {"method": "gptq"}}], "only stage"),
         ([{"prune": {"method": "wanda"}}, {"decompose": {"method": "transact"}}], "only stage"),
     ],

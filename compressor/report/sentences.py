@@ -58,7 +58,7 @@ def what_was_done(report: Report) -> str:
     told = f"; {classes}" if classes else ""
     return (
         f"{len(done)} of {len(report.layers)} linears ({parameters_text(weights)} weights) by {methods}: "
-        f"{percent(zeros)} zeros, stored as {formats}; {calibrated}{told}{cache}"
+        f"{f'{percent(zeros)} zeros, ' if zeros else ''}stored as {formats}; {calibrated}{told}{cache}"
     )
 
 

@@ -47,13 +47,15 @@ def loss_backward(
             None: those that follow in the windows.
         around: block -> context in which it is run with gradients.
     """
-    blocks = range(len(runner.skeleton.blocks))
+    blocks, learned = range(len(runner.skeleton.blocks)), False
     steady = one_thread() if runner.device.type == "cpu" else nullcontext()
     with steady, torch.no_grad():
         for block in blocks:
             runner.load_block(block)
             save_file({"states": stream.states}, _file(scratch, block))
-            own = weights(block)
+            with torch.enable_grad():
+                own = weights(block)
+            learned = learned or any(tensor.requires_grad for tensor in own.values())
             for number, span in stream.batches():
                 stream.states[span] = runner.forward_with(block, stream, number, span, own).cpu()
             runner.release_block(block)
@@ -61,12 +63,14 @@ def loss_backward(
         for block in reversed(blocks):
             runner.load_block(block)
             states = load_file(_file(scratch, block))["states"]
+            own = weights(block)
             with around(block) if around is not None else nullcontext():
                 for number, span in stream.batches():
                     call = stream.calls[number][block]
                     with torch.enable_grad():
                         hidden = states[span].to(runner.device).requires_grad_(True)
-                        out = runner.apply(block, call, hidden, weights(block))
+                        # what depends on leaves is made anew, since a graph serves one backward pass
+                        out = runner.apply(block, call, hidden, weights(block) if learned else own)
                     out.backward(gradients[span].to(runner.device))  # type: ignore[no-untyped-call]
                     assert hidden.grad is not None
                     gradients[span] = hidden.grad.cpu()

@@ -19,7 +19,7 @@ from compressor.engine.checkpoint import Checkpoint
 from compressor.engine.names import candidates, fused_origin, plain_name
 from compressor.errors import UserError
 from compressor.formats.parts import Spec, parse_dtype
-from compressor.formats.registry import format_of, tensor_name
+from compressor.formats.registry import borrowed, format_of, tensor_name
 from compressor.formats.representation import Representation, unpack
 from compressor.hf.compressed_tensors import group_int_specs, is_group_int
 from compressor.hf.experts import unfuse
@@ -113,9 +113,10 @@ class Skeleton:
         return unpack(self.packed[module], self.read_parts(module))
 
     def read_parts(self, module: str) -> dict[str, Tensor]:
-        """Read the parts of a packed matrix."""
-        parts = format_of(self.packed[module]).layout(self.packed[module])
-        return {part: self.checkpoint.read(tensor_name(module, part)) for part in parts}
+        """Read the parts of a packed matrix, those included that are stored beside another one."""
+        spec = self.packed[module]
+        own = {part: self.checkpoint.read(tensor_name(module, part)) for part in format_of(spec).layout(spec)}
+        return own | (borrowed(spec, self.read_parts(spec["shared"])) if "shared" in spec else {})
 
     def stored(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """Stored dtype and module shape of a tensor, from the headers."""

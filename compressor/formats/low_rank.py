@@ -29,10 +29,14 @@ FACTOR_DTYPE = torch.float16
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A product of ``left`` (m, r) and ``right`` (r, n)."""
+    """A product of ``left`` (m, r) and ``right`` (r, n).
+
+    ``shared`` names the module beside which the right factor is stored, where that is another one.
+    """
 
     left: Leaf
     right: Leaf
+    shared: str | None = None
 
     @property
     def rank(self) -> int:
@@ -58,21 +62,27 @@ class LowRank:
             "dtype": dtype_name(dtype),
             "left": left,
             "right": right,
+            **({"shared": self.shared} if self.shared is not None else {}),
         }
 
     def parts(self) -> dict[str, Tensor]:
-        """Return the parts of both factors, ``left_...`` and ``right_...``."""
-        found = {"left": leaf_parts(self.left, FACTOR_DTYPE), "right": leaf_parts(self.right, FACTOR_DTYPE)}
+        """Return the parts of both factors, ``left_...`` and ``right_...``; not those that are stored elsewhere."""
+        sides = {"left": self.left} if self.shared is not None else {"left": self.left, "right": self.right}
+        found = {side: leaf_parts(factor, FACTOR_DTYPE) for side, factor in sides.items()}
         return {f"{side}_{part}": tensor for side, parts in found.items() for part, tensor in parts.items()}
 
     @classmethod
     def read(cls, parts: Mapping[str, Tensor], spec: Spec) -> LowRank:
-        """Return what was stored, bit for bit; ValueError names a part that does not fit the spec."""
+        """Return what was stored, bit for bit; ValueError names a part that does not fit the spec.
+
+        ``parts`` has those of the right factor in any case, wherever they are stored.
+        """
         layout_low_rank(spec)
         sides = {side: parts_below(parts, side) for side in ("left", "right")}
         if stray := [part for part in parts if part.partition("_")[0] not in sides]:
             raise ValueError(f"low-rank: unexpected part {stray[0]!r}")
-        return cls(*(read_leaf(sides[side], spec[side]) for side in sides))
+        left, right = (read_leaf(sides[side], spec[side]) for side in ("left", "right"))
+        return cls(left, right, spec.get("shared"))
 
 
 def unpack_low_rank(parts: Mapping[str, Tensor], spec: Spec) -> Tensor:
@@ -104,10 +114,11 @@ def apply_low_rank(
 
 
 def layout_low_rank(spec: Spec) -> Layout:
-    """Return the shapes of the parts of both factors; ValueError when these do not belong together."""
+    """Return the shapes of the parts that are stored here; ValueError when the factors do not belong together."""
     m, n = matrix_shape(spec)
     parse_dtype(spec["dtype"])
     (rows, rank), (inner, columns) = matrix_shape(spec["left"]), matrix_shape(spec["right"])
     if (rows, columns) != (m, n) or rank != inner:
         raise ValueError(f"factors {rows} x {rank} and {inner} x {columns} do not make a {m} x {n} matrix")
-    return {f"{side}_{part}": entry for side in ("left", "right") for part, entry in layout_leaf(spec[side]).items()}
+    stored = ("left",) if "shared" in spec else ("left", "right")
+    return {f"{side}_{part}": entry for side in stored for part, entry in layout_leaf(spec[side]).items()}

@@ -59,6 +59,11 @@ def format_of(spec: Spec) -> Format:
     return FORMATS[spec["format"]]
 
 
+def borrowed(spec: Spec, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those of ``parts``, of the module that ``spec`` shares a factor with, which it needs besides its own."""
+    return {part: tensor for part, tensor in parts.items() if part.startswith("right_")} if "shared" in spec else {}
+
+
 def nbytes(spec: Spec) -> int:
     """Return the bytes of all packed tensors of a matrix."""
     return sum(prod(shape) * dtype.itemsize for shape, dtype in format_of(spec).layout(spec).values())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from compressor.formats.parts import Spec, check_parts
-from compressor.formats.registry import format_of
+from compressor.formats.registry import borrowed, format_of
 
 
 class UnpackedWeight(Tensor):
@@ -51,6 +51,7 @@ class PackedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = spec["shape"]
         self.spec = dict(spec)
+        self.lender: list[PackedLinear] = []  # who holds a factor that is shared; in a list, not to be a submodule
         self.compute_dtype = dtype
         for part, (shape, part_dtype) in format_of(spec).layout(spec).items():
             self.register_buffer(f"weight_{part}", torch.empty(shape, dtype=part_dtype, device=device))
@@ -60,12 +61,16 @@ class PackedLinear(nn.Linear):
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The packed tensors by part name."""
+        """The packed tensors by part name, those included that another layer holds."""
+        return {**self._own_parts, **(borrowed(self.spec, self.lender[0].parts) if self.lender else {})}
+
+    @property
+    def _own_parts(self) -> dict[str, Tensor]:
         return {part: getattr(self, f"weight_{part}") for part in format_of(self.spec).layout(self.spec)}
 
     def check(self) -> None:
         """Raise ValueError, naming the part, when the buffers are not what the spec says."""
-        check_parts(self.parts, format_of(self.spec).layout(self.spec), self.spec["format"])
+        check_parts(self._own_parts, format_of(self.spec).layout(self.spec), self.spec["format"])
 
     def unpacked(self) -> Tensor:
         """Return the matrix (out, in), unpacked anew, in ``compute_dtype``."""
@@ -87,13 +92,13 @@ class PackedLinear(nn.Linear):
         """Do nothing: packed parts are only ever loaded."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
-        packed = {id(part) for part in self.parts.values()}
+        packed = {id(part) for part in self._own_parts.values()}
 
         def move_only(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return tensor.to(moved.device) if id(tensor) in packed and moved.dtype != tensor.dtype else moved
 
-        probe = fn(torch.empty(0, dtype=self.compute_dtype, device=next(iter(self.parts.values())).device))
+        probe = fn(torch.empty(0, dtype=self.compute_dtype, device=next(iter(self._own_parts.values())).device))
         super()._apply(move_only, recurse)  # type: ignore[no-untyped-call]
         self.compute_dtype = probe.dtype
         return self

@@ -90,6 +90,8 @@ class CompressorQuantizer(HfQuantizer):  # type: ignore[misc]
             except ValueError as error:
                 raise ValueError(f"{listed} {error}") from error
 
+        _lend(model, modules)
+
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         for name, module in model.named_modules():
             if isinstance(module, PackedLinear):
@@ -108,6 +110,16 @@ class CompressorQuantizer(HfQuantizer):  # type: ignore[misc]
                 model.set_submodule(name, dense)
         _dequantize_embeddings(model, dtype)
         return model
+
+
+def _lend(model: PreTrainedModel, modules: dict[str, Spec]) -> None:
+    """Tell layers that share a factor which other one holds it."""
+    for listed, spec in modules.items():
+        if "shared" in spec and (name := _in_model(model, listed)) is not None:
+            lender = _in_model(model, spec["shared"])
+            if lender is None:
+                raise ValueError(f"{listed} needs {spec['shared']}, which the model does not have")
+            cast(PackedLinear, model.get_submodule(name)).lender = [cast(PackedLinear, model.get_submodule(lender))]
 
 
 def _dequantize_embeddings(model: PreTrainedModel, dtype: Any) -> None:

@@ -127,6 +127,7 @@ class DecomposeSettings(BaseModel):
     def label(self, method: str) -> str:
         """The stage in a few words."""
         ranks = f" {self.ranks}" if self.surveyed and self.ranks != method else ""
+        ranks += " joint" if getattr(self, "joint", False) else ""
         bits = "" if self.factor_bits == 16 else f" {self.factor_bits}-bit factors"
         residual = " + residual" if self.residual else ""
         return f"{method}{ranks} {self.budget}{bits}{residual}"
@@ -189,6 +190,11 @@ class SvdLlmSettings(DecomposeSettings):
     in_order: bool = Field(
         True, description="settle the matrices of a block one after the other, each on inputs that the others have made"
     )
+    joint: bool = Field(
+        False,
+        description="ranks energy: let matrices that read the same input (q, k, v; gate, up) share their right factor "
+        "where that is cheaper; such products cannot be quantized by a later stage",
+    )
     rounds: int = Field(
         5, ge=1, le=10, description="how often ranks are chosen, each time on the model as truncated the time before"
     )
@@ -210,6 +216,12 @@ class SvdLlmSettings(DecomposeSettings):
         if ranked and cls.model_fields["ranks"].default == "energy" and "ranks" not in data:
             return {**data, "ranks": "uniform"}
         return data
+
+    @model_validator(mode="after")
+    def _check_joint(self) -> SvdLlmSettings:
+        if self.joint and (self.ranks != "energy" or self.target_size is not None):
+            raise ValueError("joint products are for ranks energy and a budget of keep_params")
+        return self
 
     @property
     def needs_dense(self) -> bool:

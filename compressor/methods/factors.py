@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from compressor.formats.dense import Dense
+from compressor.formats.group_int import GroupInt
 from compressor.formats.leaf import Leaf
 from compressor.formats.low_rank import FACTOR_DTYPE, LowRank
 from compressor.formats.parts import dtype_name
@@ -80,6 +81,17 @@ def balanced(left: Tensor, right: Tensor) -> LowRank:
     sizes = [float(side.double().square().mean().sqrt()) for side in (left, right)]
     shift = 2.0 ** round(0.5 * math.log2(sizes[1] / sizes[0])) if min(sizes) > 0 else 1.0
     return LowRank(Dense((left * shift).to(FACTOR_DTYPE)), Dense((right / shift).to(FACTOR_DTYPE)))
+
+
+def split_product(code: LowRank, rows: Sequence[int]) -> list[LowRank]:
+    """Return products with the same right factor and so many rows each of the left one, which is dense or integers."""
+    left = code.left
+    if isinstance(left, Dense):
+        return [LowRank(Dense(part), code.right) for part in torch.split(left.weight, list(rows))]
+    assert isinstance(left, GroupInt)  # no other is made here
+    zeros: Sequence[Tensor | None] = [None] * len(rows) if left.zero is None else torch.split(left.zero, list(rows))
+    parts = zip(torch.split(left.codes, list(rows)), torch.split(left.scale, list(rows)), zeros, strict=True)
+    return [LowRank(GroupInt(codes, scale, zero, left.bits), code.right) for codes, scale, zero in parts]
 
 
 def best_right(left: Tensor, target: Tensor, weigh: Weigh | None = None) -> Tensor:

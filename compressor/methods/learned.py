@@ -183,7 +183,8 @@ class SumLearner:
         """The sum at the present parameters."""
         with torch.no_grad():
             if self.factors:
-                self.correction = LowRank(*(Dense(factor.to(FACTOR_DTYPE)) for factor in self.factors))
+                left, right = (Dense(factor.to(FACTOR_DTYPE)) for factor in self.factors)
+                self.correction = LowRank(left, right)
             return Sum(self.base.finish(), self.correction)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -85,6 +86,61 @@ def _best(values: Tensor, price: Price, t: float) -> Rank:
     rank = max(1, int((values > t * price.each).sum()))
     lost = float(values[rank:].sum())
     return rank if price.of(rank) < price.whole and lost + t * price.of(rank) < t * price.whole else None
+
+
+def joint_ranks(
+    values: Sequence[Tensor], prices: Sequence[Price], budget: float, groups: Sequence[tuple[Sequence[int], int]]
+) -> list[Rank | Literal[0]]:
+    """Choose as `energy_ranks` does, and for some matrices whether they are taken apart together.
+
+    Args:
+        values, prices: of single matrices, and of several stacked on each other.
+        groups: (single ones, the stack of these); what is in no group is single.
+
+    Returns:
+        For everything in ``values`` its rank, or 0 for what was not chosen.
+    """
+    stacks = {stack for _, stack in groups}
+    members = {i for single, _ in groups for i in single}
+    options: list[tuple[list[int], int | None]] = [
+        ([i], None) for i in range(len(values)) if i not in stacks and i not in members
+    ]
+    options += [(list(single), stack) for single, stack in groups]
+
+    def at(t: float) -> list[Rank | Literal[0]]:
+        found: list[Rank | Literal[0]] = [0] * len(values)
+        for single, stack in options:
+            ranks = {i: _best(values[i], prices[i], t) for i in single}
+            apart = sum(_cost(values[i], prices[i], rank, t) for i, rank in ranks.items())
+            together = None if stack is None else _best(values[stack], prices[stack], t)
+            if stack is not None and together is not None and _cost(values[stack], prices[stack], together, t) < apart:
+                ranks = {stack: together}
+            for i, rank in ranks.items():
+                found[i] = rank
+        return found
+
+    low, high = 1e-40, 1e40
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        if total(at(middle), prices) > budget:
+            low = middle
+        else:
+            high = middle
+    chosen = at(high)
+    live = [i for i, rank in enumerate(chosen) if rank != 0]
+    grown = filled(
+        [chosen[i] for i in live],
+        [prices[i] for i in live],
+        budget,
+        lambda i, rank: float(values[live[i]][rank]) / prices[live[i]].each,
+    )
+    for i, rank in zip(live, grown, strict=True):
+        chosen[i] = rank
+    return chosen
+
+
+def _cost(values: Tensor, price: Price, rank: Rank, t: float) -> float:
+    return (0.0 if rank is None else float(values[rank:].sum())) + t * price.of(rank)
 
 
 def filled(

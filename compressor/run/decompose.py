@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from compressor.engine.observe import Observation, observe
 from compressor.engine.skeleton import Linear
 from compressor.methods.decompose_settings import SvdLlmSettings
 from compressor.methods.decomposers import decompose, with_residual
+from compressor.methods.factors import split_product
 from compressor.methods.quadratic import layer_error
 from compressor.methods.statistics import FactorizationError, InputStatistics
 from compressor.run.finish import expert_tokens
@@ -22,6 +24,7 @@ from compressor.run.ranks import rank_note, settings_of, welore_class
 from compressor.run.recipe import Stage
 from compressor.run.session import Run
 from compressor.run.transform import BlockWork, install, remark, shift_bias, usable
+from compressor.run.units import unit_of, units_in
 
 WITHOUT_DATA = "decomposed by its weights alone"
 
@@ -43,7 +46,8 @@ def decompose_block(run: Run, number: int, block: int, linears: list[Linear], wo
     else:
         for members in steps(run, stage, block, linears, stream):
             seen = behind = None
-            if any(run.ranks[number][x.name] is not None or ".experts." in x.name for x in members):
+            ranks = run.ranks[number]
+            if any(ranks[unit_of(x, ranks)] is not None or ".experts." in x.name for x in members):
                 seen = _observed(run, stage, block, members, stream, reference, before)
                 experts += expert_tokens(members, seen)
                 behind = _behind(run, stage, block, members, stream)
@@ -129,40 +133,43 @@ def _settle(
     behind: Observation | None = None,
 ) -> None:
     """Decompose matrices with what was seen of their inputs; put them into ``work`` and into the loaded block."""
-    stage = run.stages[number]
-    for linear in linears:
-        began = time.perf_counter()
-        rank = run.ranks[number][linear.name]
-        statistics, fallback = usable(linear, seen, tokens)
-        component = welore_class(stage, rank)
-        remark(work, linear, [rank_note(linear, rank) + (f" ({component})" if component else "")])
-        work.layers[linear.name]["component"] = component
+    stage, ranks = run.stages[number], run.ranks[number]
+    for unit in units_in(ranks, linears):
+        began, rank = time.perf_counter(), ranks[unit.name]
+        found = [usable(linear, seen, tokens) for linear in unit.members]
+        statistics, fallback = found[0]
+        for linear in unit.members:
+            component = welore_class(stage, rank)
+            remark(work, linear, [rank_note(unit, rank) + (f" ({component})" if component else "")])
+            work.layers[linear.name]["component"] = component
         if rank is None:
             continue
-        weight = work.weights[linear.name].dense().to(run.runner.device, torch.float32)
-        settings, bias = settings_of(stage, linear), f"{linear.name}.bias"
-        cost = cost_of(run, number, linear) if statistics is not None else None
+        weights = [work.weights[linear.name].dense().to(run.runner.device, torch.float32) for linear in unit.members]
+        settings = settings_of(stage, unit.members[0])
+        cost = cost_of(run, number, unit) if statistics is not None else None
         cost = None if cost is None else cost.to(run.runner.device)
-        has_bias = bias in run.skeleton.origins
+        has_bias = all(f"{linear.name}.bias" in run.skeleton.origins for linear in unit.members)
+        weight = torch.cat(weights)
         try:
-            again = None if behind is None or statistics is None else behind.statistics[linear.name]
-            found = decompose(weight, statistics, settings, rank, cost, has_bias=has_bias, behind=again)
+            again = None if behind is None or statistics is None else behind.statistics[unit.members[0].name]
+            made = decompose(weight, statistics, settings, rank, cost, has_bias=has_bias, behind=again)
         except FactorizationError as failure:
-            found, statistics, fallback = decompose(weight, None, settings, rank), None, str(failure)
-        code = with_residual(weight, found.code, linear.dtype) if settings.residual else found.code
-        value = install(work, linear, code, run.runner)
-        error = None
-        if statistics is not None:
-            value = value.to(run.runner.device, torch.float32)
-            error = layer_error(weight, value, statistics.hessian)[1]
-        if found.bias is not None:
-            shift_bias(work, run.runner, bias, found.bias)
-        remark(work, linear, found.notes)
-        work.layers[linear.name] |= {
-            "method": stage.name,
-            "relative_error": error,
-            "tokens": statistics.tokens if statistics is not None else (0 if fallback else None),
-            "seconds": work.layers[linear.name].get("seconds", 0.0) + time.perf_counter() - began,
-            "rungs": list(statistics.rungs) if statistics is not None else [],
-            "fallback": fallback and f"{fallback}: {WITHOUT_DATA}",
-        }
+            made, statistics, fallback = decompose(weight, None, settings, rank), None, str(failure)
+        codes = [made.code] if len(unit.members) == 1 else split_product(made.code, [x.shape[0] for x in unit.members])
+        for i, (linear, own) in enumerate(zip(unit.members, weights, strict=True)):
+            product = replace(codes[i], shared=unit.members[0].name) if i else codes[i]
+            code = with_residual(own, product, linear.dtype) if settings.residual else product
+            value = install(work, linear, code, run.runner).to(run.runner.device, torch.float32)
+            error = None if statistics is None else layer_error(own, value, statistics.hessian)[1]
+            remark(work, linear, made.notes)
+            work.layers[linear.name] |= {
+                "method": stage.name,
+                "relative_error": error,
+                "tokens": statistics.tokens if statistics is not None else (0 if fallback else None),
+                "seconds": work.layers[linear.name].get("seconds", 0.0) + time.perf_counter() - began,
+                "rungs": list(statistics.rungs) if statistics is not None else [],
+                "fallback": fallback and f"{fallback}: {WITHOUT_DATA}",
+            }
+        if made.bias is not None:
+            for linear, shift in zip(unit.members, unit.split(made.bias), strict=True):
+                shift_bias(work, run.runner, f"{linear.name}.bias", shift)

@@ -223,6 +223,7 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     targets = tuple(_targets(stage, number, skeleton) for number, stage in enumerate(recipe.stages, 1))
     specs: dict[str, dict[str, Any]] = {}
     broken: list[str] = []
+    shared = {module: spec["shared"] for module, spec in skeleton.packed.items() if "shared" in spec}
     for asked, linears in zip(recipe.stages, targets, strict=True):
         broken += too_few_bits(asked, linears)
         ranks: dict[str, int | None] = {}
@@ -235,6 +236,8 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
         stage = foreseen_planes(asked, linears)
         for linear in linears:
             packed = skeleton.packed.get(linear.name)
+            if linear.name in shared or linear.name in shared.values():
+                broken.append(f"{linear.name} shares a factor with others and cannot be changed; start from its source")
             broken += violations(stage, linear, packed, first=asked is recipe.stages[0])
             entry = foreseen_spec(stage, linear, specs.get(linear.name, packed), ranks.get(linear.name))
             if asked.kind != "decompose" or entry["format"] != "dense":

@@ -24,7 +24,7 @@ from compressor.errors import UserError
 from compressor.methods.decompose_settings import DecomposeSettings, DobiSettings, SvdLlmSettings, TransactSettings
 from compressor.methods.decomposers import take_apart
 from compressor.methods.gates import Room
-from compressor.methods.ranks import Rank, energy_ranks, total, uniform_ranks, welore_ranks
+from compressor.methods.ranks import Rank, energy_ranks, joint_ranks, total, uniform_ranks, welore_ranks
 from compressor.methods.statistics import InputStatistics, accumulate
 from compressor.methods.subspace import Components, in_basis
 from compressor.run.gates import learn_gates
@@ -33,6 +33,7 @@ from compressor.run.ranks import LATER_TOKENS, SURVEYED_TOKENS, budget_of, plain
 from compressor.run.recipe import Stage
 from compressor.run.session import Run
 from compressor.run.transform import is_starved
+from compressor.run.units import Unit, stacks
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Survey:
 
     Attributes:
         folder: where components and costs of every block lie.
-        values: linear name -> (p,) fp64, falling, the loss that each component adds when it is left out.
+        stacks: block -> matrices that may be taken apart together.
+        values: name of a matrix or stack -> (p,) fp64, falling, the loss that each component adds when it is left out.
         costs: linear name -> F in the coordinates of its outputs, summed over rounds; of one block at a time.
         tokens: linear name -> tokens that reached it.
     """
@@ -51,12 +53,17 @@ class Survey:
     stage: Stage
     linears: list[Linear]
     folder: Path
+    stacks: dict[int, list[Unit]] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
 
     def of(self, block: int) -> list[Linear]:
         """The matrices of one block."""
         return [linear for linear in self.linears if linear.block == block]
+
+    def units(self, block: int) -> list[Unit]:
+        """The matrices of one block, and those that may be taken apart together."""
+        return [*(Unit((linear,)) for linear in self.of(block)), *self.stacks.get(block, [])]
 
 
 def survey_ranks(run: Run, number: int) -> dict[str, Rank]:
@@ -97,13 +104,13 @@ def survey_ranks(run: Run, number: int) -> dict[str, Rank]:
     return ranks
 
 
-def cost_of(run: Run, number: int, linear: Linear) -> Tensor | None:
-    """What errors at the outputs of a linear cost by the survey of stage ``number``; None: every one the same."""
-    settings = settings_of(run.recipe.stages[number], linear)
+def cost_of(run: Run, number: int, unit: Unit) -> Tensor | None:
+    """What errors at the outputs of a unit cost by the survey of stage ``number``; None: every one the same."""
+    settings = settings_of(run.recipe.stages[number], unit.members[0])
     if not isinstance(settings, SvdLlmSettings) or settings.weighting != "loss":
         return None
-    file = _costs_file(run.journal.folder / f"survey-{number}", linear.block)
-    return load_file(file).get(linear.name) if file.exists() else None
+    file = _costs_file(run.journal.folder / f"survey-{number}", unit.block)
+    return load_file(file).get(unit.name) if file.exists() else None
 
 
 def _measure(survey: Survey, ranks: Mapping[str, Rank], turn: int) -> None:
@@ -115,10 +122,14 @@ def _measure(survey: Survey, ranks: Mapping[str, Rank], turn: int) -> None:
     costs: dict[str, Tensor] = {}
     counted: dict[str, int] = {}
     widths = {linear.name: linear.shape for linear in survey.linears}
+    inputs: dict[str, int] = {}
 
     def see(name: str, x: Tensor, g: Tensor) -> None:
         m, n = widths[name]
         if name not in costs:
+            inputs[name] = (
+                x.data_ptr()
+            )  # no other is alive with the same: all of a batch are kept for its backward pass
             costs[name] = torch.zeros(m, m, device=g.device)
             hessians[name] = torch.zeros(n, n, device=x.device)
         accumulate(costs[name], g)
@@ -139,9 +150,12 @@ def _measure(survey: Survey, ranks: Mapping[str, Rank], turn: int) -> None:
         def __exit__(self, *error: Any) -> None:
             self.hooks.__exit__(*error)
             if error[0] is None:
+                if not turn and getattr(survey.stage.settings, "joint", False):
+                    survey.stacks[self.block] = stacks(survey.of(self.block), inputs)
                 _put_down(survey, self.block, turn, hessians, costs, counted)
             hessians.clear()
             costs.clear()
+            inputs.clear()
 
     def weights(block: int) -> dict[str, Tensor]:
         return truncated(survey, block, ranks) if ranks else {}
@@ -172,11 +186,12 @@ def _put_down(
     file = _costs_file(survey.folder, block)
     before = load_file(file) if turn else {}
     found: dict[str, Tensor] = {}
-    for linear in survey.of(block):
-        if linear.name in costs:
-            mean = costs[linear.name] / max(1, counted[linear.name])
-            here = in_basis(mean, _weight(survey.run, linear)).cpu()
-            found[linear.name] = here + before[linear.name] if linear.name in before else here
+    for unit in survey.units(block):
+        if all(linear.name in costs for linear in unit.members):
+            means = [costs[linear.name] / max(1, counted[linear.name]) for linear in unit.members]
+            cost: Tensor = torch.block_diag(*means)  # type: ignore[no-untyped-call]
+            here = in_basis(cost, _stacked(survey.run, unit)).cpu()
+            found[unit.name] = here + before[unit.name] if unit.name in before else here
     save_file(found, file)
     if not turn:
         survey.tokens |= {linear.name: counted.get(linear.name, 0) for linear in survey.of(block)}
@@ -190,21 +205,41 @@ def _settle(survey: Survey, turn: int) -> dict[str, Rank]:
         costs = load_file(_costs_file(survey.folder, block))
         moments = load_file(_moments_file(survey.folder, block))
         kept: dict[str, Tensor] = {}
-        for linear in survey.of(block):
-            tokens = survey.tokens.get(linear.name, 0)
-            if linear.name not in moments or is_starved(linear.name, tokens, total_tokens):
-                survey.values.pop(linear.name, None)
+        for unit in survey.units(block):
+            first = unit.members[0]
+            tokens = survey.tokens.get(first.name, 0)
+            if first.name not in moments or is_starved(first.name, tokens, total_tokens):
+                survey.values.pop(unit.name, None)
                 continue
-            settings = settings_of(survey.stage, linear)
-            F, H = costs[linear.name].to(run.runner.device), moments[linear.name].to(run.runner.device)
+            settings = settings_of(survey.stage, first)
+            F, H = costs[unit.name].to(run.runner.device), moments[first.name].to(run.runner.device)
             weighted = isinstance(settings, SvdLlmSettings) and settings.weighting == "loss"
-            scale = 1.0 if weighted else float(F.diagonal().double().sum()) / linear.shape[0]
+            scale = 1.0 if weighted else float(F.diagonal().double().sum()) / unit.shape[0]
             stats = InputStatistics(H, tokens)
-            parts = take_apart(_weight(run, linear), stats, settings, F if weighted else None)
-            survey.values[linear.name] = parts.values.cpu() * scale / (2 * tokens * (turn + 1))
-            kept |= _pack(linear.name, parts)
+            parts = take_apart(_stacked(run, unit), stats, settings, F if weighted else None)
+            survey.values[unit.name] = parts.values.cpu() * scale / (2 * tokens * (turn + 1))
+            kept |= _pack(unit.name, parts)
         save_file(kept, _components_file(survey.folder, block))
-    return _chosen(run, survey.stage, survey.linears, survey.values)
+    ranks = _chosen(run, survey.stage, survey.linears, survey.values)
+    joint = [unit for units in survey.stacks.values() for unit in units if unit.name in survey.values]
+    return _joined(survey, ranks, joint) if joint else ranks
+
+
+def _joined(survey: Survey, ranks: dict[str, Rank], joint: list[Unit]) -> dict[str, Rank]:
+    """The ranks with some matrices taken apart together; what nothing is known of keeps its own."""
+    settings = survey.stage.settings
+    assert isinstance(settings, SvdLlmSettings)
+    known = [Unit((linear,)) for linear in survey.linears if linear.name in survey.values]
+    units = [*known, *joint]
+    places = {unit.name: i for i, unit in enumerate(units)}
+    prices = [unit.price(settings_of(survey.stage, unit.members[0]).factor_bits) for unit in units]
+    budget = budget_of(survey.stage, survey.linears, survey.run.skeleton)
+    rest = [linear for linear in survey.linears if linear.name not in places]
+    budget -= total([ranks[x.name] for x in rest], [price_of(survey.stage, x) for x in rest])
+    groups = [([places[linear.name] for linear in unit.members], places[unit.name]) for unit in joint]
+    found = joint_ranks([survey.values[unit.name] for unit in units], prices, budget, groups)
+    chosen = {unit.name: rank for unit, rank in zip(units, found, strict=True) if rank != 0}
+    return {**{linear.name: ranks[linear.name] for linear in rest}, **chosen}
 
 
 def _chosen(run: Run, stage: Stage, linears: list[Linear], values: Mapping[str, Tensor]) -> dict[str, Rank]:
@@ -235,11 +270,12 @@ def truncated(survey: Survey, block: int, ranks: Mapping[str, Rank]) -> dict[str
     """The weights of a block's matrices cut down to ``ranks``, as its modules hold them."""
     parts = load_components(survey, block)
     found = {}
-    for linear in survey.of(block):
-        rank = ranks.get(linear.name)
-        if linear.name in parts and rank is not None:
-            left, right = parts[linear.name].left[:, :rank], parts[linear.name].right[:rank]
-            found[f"{linear.name}.weight"] = as_held(survey.run, linear, left @ right)
+    for unit in survey.units(block):
+        rank = ranks.get(unit.name)
+        if unit.name in parts and rank is not None:
+            product = parts[unit.name].left[:, :rank] @ parts[unit.name].right[:rank]
+            for linear, weight in zip(unit.members, unit.split(product), strict=True):
+                found[f"{linear.name}.weight"] = as_held(survey.run, linear, weight)
     return found
 
 
@@ -250,12 +286,12 @@ def as_held(run: Run, linear: Linear, weight: Tensor) -> Tensor:
 
 
 def load_components(survey: Survey, block: int) -> dict[str, Components]:
-    """The components of a block's matrices as the last round left them, by linear name."""
+    """The components of a block's matrices and stacks as the last round left them, by name."""
     stored = load_file(_components_file(survey.folder, block))
     return {
-        linear.name: Components(*(stored[f"{linear.name}.{part}"] for part in ("values", "left", "right")))
-        for linear in survey.of(block)
-        if f"{linear.name}.values" in stored
+        unit.name: Components(*(stored[f"{unit.name}.{part}"] for part in ("values", "left", "right")))
+        for unit in survey.units(block)
+        if f"{unit.name}.values" in stored
     }
 
 
@@ -299,6 +335,10 @@ def _learned_as_published(survey: Survey) -> dict[str, Rank]:
 def _pack(name: str, parts: Components) -> dict[str, Tensor]:
     found = {"values": parts.values, "left": parts.left, "right": parts.right}
     return {f"{name}.{part}": tensor.cpu().contiguous() for part, tensor in found.items()}
+
+
+def _stacked(run: Run, unit: Unit) -> Tensor:
+    return torch.cat([_weight(run, linear) for linear in unit.members])
 
 
 def _weight(run: Run, linear: Linear) -> Tensor:

@@ -14,6 +14,7 @@ from compressor.methods.decompose_settings import DecomposeSettings, parse_size
 from compressor.methods.decomposers import foresee_low_rank
 from compressor.methods.ranks import Price, Rank, capped, uniform_ranks
 from compressor.run.recipe import Stage
+from compressor.run.units import Unit
 
 SURVEYED_TOKENS = 16384
 """Calibration tokens that are sent forwards and backwards through the model in the first round of choosing ranks."""
@@ -106,14 +107,13 @@ def too_small(stage: Stage, linears: Sequence[Linear], skeleton: Skeleton) -> li
     return [f"one component for every matrix takes {share:.1%} of them, more than {settings.budget} allows"]
 
 
-def rank_note(linear: Linear, rank: Rank) -> str:
-    """What was decided for a matrix, in words."""
-    full = min(linear.shape)
+def rank_note(unit: Unit, rank: Rank) -> str:
+    """What was decided for a matrix or stack, in words."""
+    full = min(unit.shape)
+    together = f", together with {len(unit.members) - 1} more" if len(unit.members) > 1 else ""
     if rank is None:
-        return (
-            f"stays whole: no rank that would be smaller is worth it ({floor(prod(linear.shape) / sum(linear.shape))})"
-        )
-    return f"rank {rank} of {full}"
+        return f"stays whole: no rank that would be smaller is worth it ({floor(prod(unit.shape) / sum(unit.shape))})"
+    return f"rank {rank} of {full}{together}"
 
 
 def welore_class(stage: Stage, rank: Rank) -> Literal["LRC", "N-LRC"] | None:

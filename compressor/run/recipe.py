@@ -47,6 +47,7 @@ WHOLE_MODEL = (
     "weighting",
     "drift",
     "in_order",
+    "joint",
     "refit",
     "rounds",
     "steps",
@@ -294,6 +295,10 @@ def _check_after_factors(number: int, earlier: Stage, later: Stage, *, pruned: b
         )
     settings = later.settings
     assert isinstance(settings, QuantizeSettings)  # the only kind left
+    if getattr(earlier.settings, "joint", False):
+        raise UserError(
+            f"stage {number} cannot quantize after {earlier.label}: factors are shared", fix="leave --joint out"
+        )
     if why := not_for_factors(later):
         raise UserError(f"stage {number} cannot follow {earlier.label}: {why}", fix="--method gptq, without extras")
     if pruned and later.name in WITHOUT_ZERO:

@@ -17,6 +17,7 @@ from compressor.methods.ranks import (
     at_multiplier,
     capped,
     energy_ranks,
+    joint_ranks,
     total,
     uniform_ranks,
     welore_ranks,
@@ -98,6 +99,21 @@ def test_water_filling_is_near_what_trying_everything_finds(seed: int, keep: flo
     affordable = [loss_of(list(c), values) for c in itertools.product(*choices) if total(c, offered) <= less]
     assert total(ours, offered) <= budget
     assert not affordable or loss_of(ours, values) <= min(affordable) + 1e-9
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.floats(-2.0, 1.0))
+def test_stacks_are_chosen_only_where_they_are_cheaper(seed: int, exponent: float) -> None:
+    """Never both ways at once, within the budget, and no worse than apart but for what is left of the budget."""
+    shapes = [(5, 6), (3, 6), (6, 6), (8, 6)]  # the last one is the first two, stacked
+    offered, values = prices(shapes), spectra(shapes, seed)
+    spent = total(at_multiplier(values[:3], offered[:3], 10.0**exponent), offered[:3])
+    ours = joint_ranks(values, offered, spent, [([0, 1], 3)])
+    assert (ours[3] == 0) == (ours[0] != 0) == (ours[1] != 0) and ours[2] != 0
+    live = [i for i in range(4) if ours[i] != 0]
+    assert total([ours[i] for i in live], [offered[i] for i in live]) <= spent
+    lost = loss_of([ours[i] for i in live], [values[i] for i in live])
+    assert lost <= loss_of(energy_ranks(values[:3], offered[:3], spent), values[:3]) + float(values[3].sum())
 
 
 def test_matrices_that_no_rank_makes_smaller_stay_whole() -> None:

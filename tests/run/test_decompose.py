@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from compressor.engine.backward import loss_backward
 from compressor.engine.checkpoint import open_checkpoint
@@ -20,6 +22,7 @@ from compressor.errors import UserError
 from compressor.formats import Dense, GroupInt, LowRank, Sum
 from compressor.report.sentences import classes_told
 from compressor.run import gates, gates_paper, rank_survey, stream
+from compressor.run.export import export_dense
 from compressor.run.recipe import make_recipe
 
 STAGES: list[dict[str, Any]] = [
@@ -36,6 +39,8 @@ STAGES: list[dict[str, Any]] = [
     {"method": "svd-llm", "ranks": "welore", "weighting": "output", "in_order": False},
     {"method": "svd-llm", "dense_share": 0.5, "drift": 0.0, "rounds": 1},
     {"method": "svd-llm", "factor_bits": 8, "keep_params": 0.5},
+    {"method": "svd-llm", "joint": True, "rounds": 2, "keep_params": 0.5},
+    {"method": "svd-llm", "joint": True, "factor_bits": 8, "keep_params": 0.3, "rounds": 1},
     {"method": "svd-llm", "factor_bits": 4, "keep_params": 0.4, "weighting": "output"},
     {"method": "svd", "factor_bits": 4, "keep_params": 0.4},
     {"method": "dobi", "steps": 3, "rounds": 1},
@@ -85,8 +90,9 @@ def test_reloaded_weights_are_those_of_the_run(
         assert torch.equal(skeleton.read(f"{linear.name}.weight"), installed[f"{linear.name}.weight"])
         code = skeleton.representation(linear.name)
         assert isinstance(code, LowRank)
-        assert code.rank * (m + n) * share < m * n
-        kept += code.rank * (m + n) * share
+        borrowed = code.shared is not None
+        assert "joint" in stage or code.rank * (m + n) * share < m * n
+        kept += code.rank * (m if borrowed else m + n) * share
         if "rank" in stage:
             assert code.rank == stage["rank"]
     if "rank" not in stage:
@@ -183,6 +189,51 @@ def test_the_product_holds_the_components_by_cordas_definition(
 def _plan_of(recipe: Any, source: Path) -> Any:
     _, plan = stream.foresee(recipe, str(source))
     return plan, str(source), False, stream.quiet()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+def test_joint_products_share_a_factor(family: str, calibration: Path, tmp_path: Path) -> None:
+    """Stored once, beside the first; loaded by both ways in, and left alone by later stages."""
+    model = tiny_models.save(tiny_models.random_model(family), tmp_path / "model")
+    out = tmp_path / "out"
+    recipe = decomposed({"method": "svd-llm", "keep_params": 0.5, "joint": True, "rounds": 1}, calibration, verify=True)
+    report = tiny_models.run_recipe(recipe, model, out)
+    assert report.verification is not None and report.verification.passed
+    skeleton = build_skeleton(open_checkpoint(out))
+    shared = {name: spec["shared"] for name, spec in skeleton.packed.items() if "shared" in spec}
+    assert shared and all(".experts." not in name for name in shared)
+    stored = load_file(out / "model.safetensors")
+    for name, owner in shared.items():
+        assert not [part for part in stored if part.startswith(f"{name}.weight_right")]
+        mine, other = skeleton.representation(name), skeleton.representation(owner)
+        assert isinstance(mine, LowRank) and isinstance(other, LowRank)
+        assert torch.equal(mine.right.dense(torch.float32), other.right.dense(torch.float32))
+    ids = tiny_models.random_ids(2)
+    assert torch.allclose(tiny_models.stock_logits(out, ids), tiny_models.streamed_logits(out, ids), atol=2e-3)
+    stage = {"quantize": {"method": "rtn", "include": [next(iter(shared.values())).rpartition(".")[2]]}}
+    _, plan = stream.foresee(make_recipe({"stages": [stage]}), str(out))
+    with pytest.raises(UserError, match="shares a factor"):
+        plan.refuse()
+
+
+def test_joint_products_copied_and_merged(half: Path, calibration: Path, tmp_path: Path) -> None:
+    """Copies of a loaded model, dequantized models, and exports know of the shared factor."""
+    out = tmp_path / "out"
+    stage = {"method": "svd-llm", "keep_params": 0.5, "joint": True, "rounds": 1}
+    tiny_models.run_recipe(decomposed(stage, calibration), half, out)
+    model, ids = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval(), tiny_models.random_ids(2)
+    with torch.no_grad():
+        wanted = model(input_ids=ids, use_cache=False).logits
+        twin = copy.deepcopy(model)
+        for module in model.modules():
+            for part in [part for name, part in module.named_buffers(recurse=False) if name.startswith("weight_right")]:
+                part.zero_()  # the copy has its own
+        assert torch.equal(twin(input_ids=ids, use_cache=False).logits, wanted)
+        assert not torch.equal(model(input_ids=ids, use_cache=False).logits, wanted)
+        merged = twin.dequantize()
+        assert torch.allclose(merged(input_ids=ids, use_cache=False).logits, wanted, atol=0.05)
+    export_dense(str(out), tmp_path / "plain")
+    assert torch.allclose(tiny_models.stock_logits(tmp_path / "plain", ids), wanted, atol=0.05)
 
 
 def test_what_no_rank_makes_smaller_stays_whole(half: Path, calibration: Path, tmp_path: Path) -> None:
@@ -326,6 +377,8 @@ def test_factors_are_quantized_on_their_inputs(half: Path, calibration: Path, tm
         ([{"decompose": {"method": "svd", "ranks": "energy"}}], "ranks"),
         ([{"decompose": {"method": "welore", "rank": 3}}], "welore chooses"),
         ([{"decompose": {"method": "svdllm"}}], "svd-llm"),
+        ([{"decompose": {"method": "svd-llm", "joint": True, "ranks": "uniform"}}], "ranks energy"),
+        ([{"decompose": {"method": "svd-llm", "joint": True}}, {"quantize": {"method": "rtn"}}], "factors are shared"),
         ([{"decompose": {"method": "corda", "keep_params": 0.5}}], "keep_params is no budget"),
         ([{"decompose": {"method": "corda", "target_size": "5MB"}}], "target_size is no budget"),
         ([{"decompose": {"method": "corda", "factor_bits": 8}}], "factor_bits 8"),

@@ -42,7 +42,7 @@ class DecomposeSettings(BaseModel):
         lt=1,
         allow_inf_nan=False,
         description="share of the parameters of all matrices that is kept (0.8 by default); parameters of factors in "
-        "8 or 4 bits count as half or a quarter",
+        "8 or 4 bits count as half or a quarter, and their scales as what they take",
     )
     target_size: str | None = Field(
         None, description="size of the weight files, such as 750MB, instead of keep_params: everything in them counts"

@@ -58,11 +58,12 @@ class Room:
         counts = torch.tensor([price.count for price in self.prices], dtype=shares.dtype)
         each = torch.tensor([price.each for price in self.prices], dtype=shares.dtype)
         most = torch.tensor([price.most for price in self.prices], dtype=shares.dtype)
+        free = self.budget - sum(price.fixed for price in self.prices)
         low, high = -2.0, 2.0
         for _ in range(60):
             middle = (low + high) / 2
             kept = ((shares + middle) * counts).clamp(min=1).minimum(most)
-            if float((kept * each).sum()) > self.budget:
+            if float((kept * each).sum()) > free:
                 high = middle
             else:
                 low = middle

@@ -22,20 +22,22 @@ class Price:
         each: for every component.
         whole: as it is.
         count: components that it has.
+        fixed: for there being a product at all, such as scales of its rows.
     """
 
     each: float
     whole: float
     count: int
+    fixed: float = 0.0
 
     def of(self, rank: Rank) -> float:
         """What the matrix takes at that rank."""
-        return self.whole if rank is None else rank * self.each
+        return self.whole if rank is None else self.fixed + rank * self.each
 
     @property
     def most(self) -> int:
         """The largest rank that is cheaper than the whole matrix; 0 when there is none."""
-        return max(0, min(math.ceil(self.whole / self.each) - 1, self.count))
+        return max(0, min(math.ceil((self.whole - self.fixed) / self.each) - 1, self.count))
 
 
 def capped(rank: int, price: Price) -> Rank:
@@ -51,7 +53,7 @@ def total(ranks: Sequence[Rank], prices: Sequence[Price]) -> float:
 def uniform_ranks(prices: Sequence[Price], budget: float) -> list[Rank]:
     """Give every matrix the same share of what it takes whole; rounded down, but not below 1."""
     share = budget / math.fsum(price.whole for price in prices)
-    wanted = [max(1, math.floor(share * price.whole / price.each)) for price in prices]
+    wanted = [max(1, math.floor((share * price.whole - price.fixed) / price.each)) for price in prices]
     return [capped(min(rank, price.count), price) for rank, price in zip(wanted, prices, strict=True)]
 
 

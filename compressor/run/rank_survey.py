@@ -29,7 +29,15 @@ from compressor.methods.statistics import InputStatistics, accumulate
 from compressor.methods.subspace import Components, in_basis
 from compressor.run.gates import learn_gates
 from compressor.run.gates_paper import learn_as_published
-from compressor.run.ranks import LATER_TOKENS, SURVEYED_TOKENS, budget_of, plain_ranks, price_of, settings_of
+from compressor.run.ranks import (
+    LATER_TOKENS,
+    SURVEYED_TOKENS,
+    budget_of,
+    parameter_price,
+    plain_ranks,
+    price_of,
+    settings_of,
+)
 from compressor.run.recipe import Stage
 from compressor.run.session import Run
 from compressor.run.transform import is_starved
@@ -232,7 +240,7 @@ def _joined(survey: Survey, ranks: dict[str, Rank], joint: list[Unit]) -> dict[s
     known = [Unit((linear,)) for linear in survey.linears if linear.name in survey.values]
     units = [*known, *joint]
     places = {unit.name: i for i, unit in enumerate(units)}
-    prices = [unit.price(settings_of(survey.stage, unit.members[0]).factor_bits) for unit in units]
+    prices = [parameter_price(settings_of(survey.stage, unit.members[0]), unit.shape) for unit in units]
     budget = budget_of(survey.stage, survey.linears, survey.run.skeleton)
     rest = [linear for linear in survey.linears if linear.name not in places]
     budget -= total([ranks[x.name] for x in rest], [price_of(survey.stage, x) for x in rest])

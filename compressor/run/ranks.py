@@ -9,7 +9,6 @@ from typing import Literal
 from compressor.engine.skeleton import Linear, Skeleton
 from compressor.errors import UserError
 from compressor.formats import nbytes
-from compressor.formats.parts import dtype_name
 from compressor.methods.decompose_settings import DecomposeSettings, parse_size
 from compressor.methods.decomposers import foresee_low_rank
 from compressor.methods.ranks import Price, Rank, capped, uniform_ranks
@@ -23,6 +22,10 @@ LATER_TOKENS = 4096
 """As many in each of the rounds that follow."""
 
 
+MEASURED_RANKS = 64, 128
+"""Where what a product takes is measured; up to the larger one a row of the left factor has one scale."""
+
+
 def settings_of(stage: Stage, linear: Linear) -> DecomposeSettings:
     """The settings of a decomposing stage for one matrix."""
     settings = stage.settings_of(linear.name)
@@ -33,14 +36,26 @@ def settings_of(stage: Stage, linear: Linear) -> DecomposeSettings:
 def price_of(stage: Stage, linear: Linear) -> Price:
     """What a matrix takes of the stage's budget.
 
-    Of ``keep_params``: parameters; those of factors in few bits count by their share of 16. Of ``target_size``: bytes.
+    Of ``keep_params``: parameters; what factors in few bits take, scales included, counts by its share of 16 bits. Of
+    ``target_size``: bytes.
     """
     settings = settings_of(stage, linear)
-    m, n = linear.shape
     if settings.target_size is None:
-        return Price(each=(m + n) * settings.factor_bits / 16, whole=m * n, count=min(m, n))
-    spec = foresee_low_rank(settings, linear.shape, dtype_name(linear.dtype), 128)
-    return Price(each=nbytes(spec) / 128, whole=m * n * linear.dtype.itemsize, count=min(m, n))
+        return parameter_price(settings, linear.shape)
+    m, n = linear.shape
+    return _price(settings, linear.shape, 1.0, m * n * linear.dtype.itemsize)
+
+
+def parameter_price(settings: DecomposeSettings, shape: tuple[int, int]) -> Price:
+    """What a matrix (m, n) = ``shape`` takes of ``keep_params``."""
+    return _price(settings, shape, 0.5, shape[0] * shape[1])
+
+
+def _price(settings: DecomposeSettings, shape: tuple[int, int], unit: float, whole: float) -> Price:
+    """The price for products, whose bytes times ``unit`` are a line through those of two ranks."""
+    few, many = (unit * nbytes(foresee_low_rank(settings, shape, "float16", rank)) for rank in MEASURED_RANKS)
+    each = (many - few) / (MEASURED_RANKS[1] - MEASURED_RANKS[0])
+    return Price(each=each, whole=whole, count=min(shape), fixed=few - MEASURED_RANKS[0] * each)
 
 
 def budget_of(stage: Stage, linears: Sequence[Linear], skeleton: Skeleton) -> float:
@@ -100,7 +115,7 @@ def too_small(stage: Stage, linears: Sequence[Linear], skeleton: Skeleton) -> li
     except UserError as error:
         return [str(error)]
     prices = [price_of(stage, linear) for linear in linears]
-    least = sum(price.each for price in prices)
+    least = sum(min(price.of(1), price.whole) for price in prices)
     if least <= budget:
         return []
     share = least / sum(price.whole for price in prices)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.engine.skeleton import Linear
-from compressor.methods.ranks import Price, Rank
+from compressor.methods.ranks import Rank
 
 JOINED = "+"
 """Between the names of the members of a stack, in its own name."""
@@ -35,11 +35,6 @@ class Unit:
     def block(self) -> int:
         """Where its members are."""
         return self.members[0].block
-
-    def price(self, factor_bits: int) -> Price:
-        """What it takes of a budget in parameters, those of factors in few bits counted by their share of 16."""
-        m, n = self.shape
-        return Price(each=(m + n) * factor_bits / 16, whole=m * n, count=min(m, n))
 
     def split(self, stacked: Tensor) -> list[Tensor]:
         """The rows of each member."""

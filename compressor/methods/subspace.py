@@ -20,7 +20,7 @@ from torch import Tensor
 
 from compressor.methods.threads import one_thread
 
-EXACT = 1024
+EXACT = 768
 """Matrices with a side no longer than this are taken apart in fp64, others in fp32, which takes less than half of the
 time; at half of the components the two lose the same to within 0.1 %."""
 

@@ -166,8 +166,8 @@ def section(results: dict[str, dict[str, dict[str, float]]], repeats: int) -> st
             f"One weight at {KEEP:.0%} of its parameters: Cholesky factor of the second moment in fp64 (with the "
             "repair of the authors' program), its inverse and an SVD in fp32, as published, against the eigenvectors "
             "of W H W^T (in fp32 for sides above 768); weighted: with what errors cost at the loss, as by default. "
-            "Seconds and peak memory of processes of their own, what making the problem takes not counted; the fastest of "
-            f"{repeats} runs in turns ({REPEATED_BELOW} and above: of one). "
+            "Seconds and peak memory of processes of their own, what making the problem takes not counted; the "
+            f"fastest of {repeats} runs in turns ({REPEATED_BELOW} and above: of one). "
             "The published route runs on all threads, ours on one, so that its bits do not depend on their number. "
             "Lost: tr((W-Q) H (W-Q)^T) / tr(W H W^T).",
             table(heads, [row(shape, found) for shape, found in results.items()]),

@@ -128,7 +128,8 @@ def buy_sentence(found: Found, share: int, factors: str, calibration: str) -> st
     start = f"{share} % kept, {factors} factors: the best is {best} ({bits:.2f} bits; {told(mine)})"
     for row in integer_rows(found):
         theirs, less = losses(found, row, calibration), bits / found[row]["bits_half"]
-        if less >= 1 and all(theirs[name] <= mine[name] + BY_CHANCE for name in mine):
+        # a loss below zero is luck with a text, not something to be matched
+        if less >= 1 and all(theirs[name] <= max(0.0, mine[name]) + BY_CHANCE for name in mine):
             what = f"{row} ({found[row]['bits_half']:.2f} bits; {told(theirs)}) loses no more"
             return f"{start}; {what}: quantization is the better buy, by x{less:.1f} in bytes."
     return f"{start}; no row of integers in as few bytes loses as little: low rank is the better buy."

@@ -52,6 +52,13 @@ def name_of(stage: dict[str, Any]) -> str:
     return "-".join(map(str, stage.values()))
 
 
+def same_both_ways(folder: Path) -> None:
+    """Transformers, which multiplies by one factor after the other, and the engine, which merges them, agree."""
+    ids = tiny_models.random_ids(2)
+    stock, streamed = tiny_models.stock_logits(folder, ids), tiny_models.streamed_logits(folder, ids)
+    assert float((stock - streamed).abs().max()) <= 0.02 * float(streamed.abs().max())
+
+
 def decomposed(stage: dict[str, Any], calibration: Path, **content: Any) -> Any:
     return tiny_models.recipe_for(calibration, {"decompose": stage}, **content)
 
@@ -67,7 +74,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_reloaded_weights_are_those_of_the_run(
     stage: dict[str, Any], half: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the run computed with is what the engine reads back, a fresh process has its logits, the budget is kept."""
+    """What the run computed with is what the engine reads back, transformers has its logits, the budget is kept."""
     installed: dict[str, torch.Tensor] = {}
     original = stream.BlockRunner.set_weight
 
@@ -76,8 +83,8 @@ def test_reloaded_weights_are_those_of_the_run(
         original(self, name, value)
 
     monkeypatch.setattr(stream.BlockRunner, "set_weight", remember)
-    report = tiny_models.run_recipe(decomposed(stage, calibration, verify=True), half, tmp_path / "out")
-    assert report.verification is not None and report.verification.passed
+    tiny_models.run_recipe(decomposed(stage, calibration), half, tmp_path / "out")
+    same_both_ways(tmp_path / "out")
     skeleton = build_skeleton(open_checkpoint(tmp_path / "out"))
     assert skeleton.packed and {spec["format"] for spec in skeleton.packed.values()} == {"low-rank"}
     whole = kept = 0.0
@@ -196,9 +203,8 @@ def test_joint_products_share_a_factor(family: str, calibration: Path, tmp_path:
     """Stored once, beside the first; loaded by both ways in, and left alone by later stages."""
     model = tiny_models.save(tiny_models.random_model(family), tmp_path / "model")
     out = tmp_path / "out"
-    recipe = decomposed({"method": "svd-llm", "keep_params": 0.5, "joint": True, "rounds": 1}, calibration, verify=True)
-    report = tiny_models.run_recipe(recipe, model, out)
-    assert report.verification is not None and report.verification.passed
+    recipe = decomposed({"method": "svd-llm", "keep_params": 0.5, "joint": True, "rounds": 1}, calibration)
+    tiny_models.run_recipe(recipe, model, out)
     skeleton = build_skeleton(open_checkpoint(out))
     shared = {name: spec["shared"] for name, spec in skeleton.packed.items() if "shared" in spec}
     assert shared and all(".experts." not in name for name in shared)
@@ -327,9 +333,9 @@ def test_any_method_quantizes_factors(method: str, half: Path, calibration: Path
     """In its own code, of which the plan knows the bytes; a fresh process has the run's logits."""
     quantize: dict[str, Any] = {"method": method} | ({} if method == "ptq161" else {"group": 16})
     stages = [{"decompose": {"method": "svd", "rank": 10}}, {"quantize": quantize}]
-    recipe = tiny_models.recipe_for(calibration, *stages, verify=True)
+    recipe = tiny_models.recipe_for(calibration, *stages)
     report = tiny_models.run_recipe(recipe, half, tmp_path / "out")
-    assert report.verification is not None and report.verification.passed
+    same_both_ways(tmp_path / "out")
     _, plan = stream.foresee(recipe, str(half))
     assert abs(plan.tensor_bytes - report.size.weights_bytes) <= 0.05 * report.size.weights_bytes
     codes = {
@@ -350,9 +356,8 @@ def test_factors_are_quantized_on_their_inputs(half: Path, calibration: Path, tm
             {"decompose": {"method": "svd-llm", "rank": 10}},
             {"quantize": {"method": method, "bits": 3, "group": 16}},
         ]
-        recipe = tiny_models.recipe_for(calibration, *stages, verify=True)
+        recipe = tiny_models.recipe_for(calibration, *stages)
         report = tiny_models.run_recipe(recipe, half, tmp_path / method)
-        assert report.verification is not None and report.verification.passed
         errors[method] = [layer.relative_error for layer in report.layers]
     assert all(error is not None for error in errors["gptq"])
 

@@ -165,8 +165,9 @@ def decomposition_section(results: Results, calibration: str) -> str:
         "it was written to disk. Factors are in 16 bits where nothing else is said; 8-bit ones at the same share take "
         "about the same bytes: a parameter in 8 bits counts as half of one, and scales count. Bits per weight of "
         "linears are given twice: as written, where matrices that stay whole keep the source's dtype (32 bits in the "
-        "two small models), and had the source been in 16 bits; bytes are compared by the second. Integers are of GPTQ in groups "
-        "of 128 inputs, or the whole row where it is shorter. `svd-llm paper` is the published formula: uniform ranks, "
+        "two small models), and had the source been in 16 bits; bytes are compared by the second. "
+        "Integers are of GPTQ in groups of 128 inputs, or the whole row where it is shorter. "
+        "`svd-llm paper` is the published formula: uniform ranks, "
         "statistics of the dense model.",
     ]
     for model in unique(r["model"] for r in results):

@@ -23,6 +23,7 @@ from compressor.formats.registry import borrowed, format_of, tensor_name
 from compressor.formats.representation import Representation, unpack
 from compressor.hf.compressed_tensors import group_int_specs, is_group_int
 from compressor.hf.experts import unfuse
+from compressor.hf.linearized import linearize_model
 from compressor.hf.reader import source_config
 
 # Parts of a block that choose or scale rather than carry the signal: a few rows each, never worth compressing.
@@ -210,6 +211,7 @@ def build_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False, c
     try:
         with init_empty_weights(include_buffers=False), _EmptyOnMeta():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=torch.float32)
+            linearize_model(model)
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(

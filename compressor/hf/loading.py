@@ -21,7 +21,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
 from compressor.hf.experts import UnfusedExperts
-from compressor.hf.manifest import MODEL_TYPE, READER_AUTO_MAP, READER_NAME
+from compressor.hf.linearized import linear_layers, linearize_model
+from compressor.hf.manifest import FORMAT_VERSION, MODEL_TYPE, READER_AUTO_MAP, READER_NAME
 from compressor.hf.quantizer import CompressorQuantizationConfig, CompressorQuantizer, some_of
 
 
@@ -75,8 +76,10 @@ def packed_config_class(base_model_type: str) -> Any:
             without our code fills the layers at random and warns; when there is none it stops with an error.
             """
             own: dict[str, Any] = super().to_diff_dict()
-            if (manifest := own.get("quantization_config")) is None:  # dequantized: an ordinary checkpoint
-                return own
+            if (manifest := own.get("quantization_config")) is None:
+                if not linear_layers(own):  # dequantized: an ordinary checkpoint
+                    return own
+                manifest = {"format_version": FORMAT_VERSION, "modules": {}}
             manifest = {key: value for key, value in manifest.items() if key != "quant_method"}
             ours = {"model_type": MODEL_TYPE, "base_model_type": base.model_type, "auto_map": dict(READER_AUTO_MAP)}
             return {**own, **ours, "quantization_config": manifest}
@@ -110,6 +113,10 @@ def packed_model_class(config: Any) -> Any:
     class Model(base):  # type: ignore[misc]
         config_class = config
 
+        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            linearize_model(self)
+
         @classmethod
         def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
             """Load as the base class does; ValueError when a tensor is missing, instead of random values."""
@@ -122,7 +129,7 @@ def packed_model_class(config: Any) -> Any:
 
             ValueError for a dequantized mixture of experts: the names of its parts are not those of the family's files.
             """
-            packed = getattr(self.config, "quantization_config", None) is not None
+            packed = getattr(self.config, "quantization_config", None) is not None or bool(linear_layers(self.config))
             if not packed and any(isinstance(module, UnfusedExperts) for module in self.modules()):
                 raise ValueError("a dequantized mixture of experts cannot be saved: save the packed model instead")
             result = super().save_pretrained(save_directory, *args, **kwargs)

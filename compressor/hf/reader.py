@@ -34,6 +34,13 @@ READER_MODULES = (
     "hf/embedding.py",
     "hf/experts.py",
     "hf/quantizer.py",
+    "mixers/spec.py",
+    "mixers/chunked.py",
+    "mixers/maps.py",
+    "mixers/decays.py",
+    "hf/linear_cache.py",
+    "hf/linear_attention.py",
+    "hf/linearized.py",
     "hf/loading.py",
 )
 HEADER = '''"""Reads a checkpoint written by compressor {version}: pure PyTorch, no installation needed.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from compressor.engine.skeleton import Skeleton
 from compressor.errors import UserError
 from compressor.hf.compressed_tensors import QUANT_METHOD, quantization_config
+from compressor.hf.linearized import linear_layers
 from compressor.hf.reader import packed_config, source_config
 
 Container = Literal["plain", "compressed-tensors", "compressor"]
@@ -21,6 +22,8 @@ LOADS_WITH: dict[Container, tuple[str, ...]] = {
 
 def container_of(skeleton: Skeleton, specs: Mapping[str, Mapping[str, Any]]) -> Container:
     """The most widely read kind of folder that can say what ``specs`` (linear name -> manifest entry) say."""
+    if linear_layers(skeleton.checkpoint.config):
+        return "compressor"
     if not specs:
         return "plain"
     ordinary = {linear.name for linear in skeleton.linears if not linear.transposed}  # as its readers know them

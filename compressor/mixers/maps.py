@@ -1,0 +1,87 @@
+"""Feature maps: what stands for exp(q . k) in a memory that must not know its keys one by one.
+
+Weights are plain parameters, never ``nn.Linear``: nothing that compresses linears should find them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+MAPS = ("hedgehog", "relu", "exp", "softmax")
+"""hedgehog: softmax of x W and of -x W, side by side (arXiv 2402.04347). relu: max(x W + b, 0) (T2R, SUPRA). exp: exp(x W) below a
+running maximum (ReGLA). softmax: over the channels, nothing learned (Liger)."""
+
+
+class FeatureMap(nn.Module):
+    """One map for each head: (B, heads, ..., T, d) -> (B, heads, ..., T, f).
+
+    Args:
+        kind: one of :data:`MAPS`; ``exp`` gives logarithms, to be shifted by the caller (:func:`running_maximum`).
+        heads: heads with weights of their own.
+        width: d, of the inputs.
+        features: f, of the outputs; ``softmax`` has no choice but d.
+    """
+
+    def __init__(self, kind: str, heads: int, width: int, features: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "softmax":
+            return
+        columns = features // 2 if kind == "hedgehog" else features
+        self.weight = nn.Parameter(first_weights(width, columns).repeat(heads, 1, 1))  # (heads, d, columns)
+        if kind == "relu":
+            self.bias = nn.Parameter(torch.zeros(heads, 1, columns))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, heads, g, T, d) or (B, heads, T, d); heads of the weights are heads * g where g is there."""
+        if self.kind == "softmax":
+            return x.softmax(-1)
+        y = x @ self.weight.reshape(*x.shape[1:-2], *self.weight.shape[1:]).to(x.dtype)
+        if self.kind == "hedgehog":
+            return torch.cat([y.softmax(-1), (-y).softmax(-1)], -1)
+        if self.kind == "relu":
+            return (y + self.bias.reshape(*x.shape[1:-2], *self.bias.shape[1:]).to(x.dtype)).relu()
+        return y
+
+
+def first_weights(width: int, columns: int) -> Tensor:
+    """Where a map starts, (width, columns): the identity, or orthonormal columns that treat all channels alike.
+
+    Rotary embeddings pair channel i with i + width / 2; the leading columns of the identity would see only one of each
+    pair. A cosine basis sees all. With more columns than channels the identity is repeated, each time at another scale.
+    """
+    if columns == width:
+        return torch.eye(width)
+    if columns < width:
+        rows = torch.arange(width)[:, None] + 0.5
+        basis = torch.cos(torch.pi / width * rows * torch.arange(columns)[None]) * (2 / width) ** 0.5
+        basis[:, 0] /= 2**0.5
+        return basis
+    copies = -(-columns // width)
+    return torch.cat([torch.eye(width) * 2.0**copy for copy in range(copies)], 1)[:, :columns]
+
+
+FLOOR = -50.0
+"""Below any sensible logarithm: where a running maximum starts, and what padding counts as."""
+
+
+def running_maximum(logs: Tensor, valid: Tensor, last: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return exp(logs - m_t) and what m_t costs the memory, for m_t the maximum over all channels up to token t.
+
+    The maximum over a whole text, as published for training, would let later tokens change earlier ones.
+
+    Args:
+        logs: (B, H, T, f).
+        valid: (B, T) bool, False for padding, which raises no maximum.
+        last: (B, H), m of the token before the first; None at the beginning.
+
+    Returns:
+        Features (B, H, T, f) in (0, 1]; the logarithm of what is kept of the memory, m_{t-1} - m_t <= 0, (B, H, T, 1);
+        m of the last token, (B, H).
+    """
+    own = logs.amax(-1).clamp_min(FLOOR).masked_fill(~valid[:, None], FLOOR)  # (B, H, T)
+    start = torch.full_like(own[:, :, :1], FLOOR) if last is None else last[..., None].to(own.dtype)
+    highest = torch.cat([start, own], -1).cummax(-1).values
+    features = (logs - highest[:, :, 1:, None]).clamp_max(0).exp()
+    return features, (highest[:, :, :-1] - highest[:, :, 1:])[..., None], highest[:, :, -1]

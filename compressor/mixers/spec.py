@@ -1,0 +1,81 @@
+"""What a linearized attention layer computes, as data: a method is a choice of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+WHOLE, WINDOW, MEMORY = "whole", "window", "memory"
+"""Which parts of a layer are at work: both, or one alone (for the ablation, and for training the memory)."""
+
+
+@dataclass(frozen=True)
+class MixerSpec:
+    """The parts of one layer.
+
+    Attributes:
+        method: name under which it was asked for.
+        window: tokens, the newest included, that are attended to by softmax; 0: none.
+        sinks: first tokens of the text that stay in the softmax for ever.
+        join: how window and memory become one output. ``shared``: one denominator; the memory holds what has left the
+            window. ``sum``: each has its own, and the memory holds every token. ``memory``, ``window``: one of them
+            alone.
+        features: width of the feature maps' output per head.
+        map: feature map (``maps.py``).
+        decay: how the memory forgets (``decays.py``).
+        rank: inner width of a low-rank decay.
+        rope: whether the memory's queries and keys are rotated.
+        window_rope: whether the window's are.
+        normaliser: what the memory's read-out is divided by where it stands alone: ``sum`` of the weights, ``norm``
+            (root mean square of each head), ``none``.
+        conv: taps of a causal convolution over the memory's queries and keys; 0: none.
+        sink_logits: learned logits per head that only enlarge the window's denominator.
+        window_weight: where the window's weight starts; ``shared``: a fraction, within the denominator; ``sum``: of its
+            output.
+        memory_weight: where the weight of the memory's output starts in a ``sum``.
+        learn_weights: whether each head learns them.
+    """
+
+    method: str
+    window: int
+    sinks: int
+    join: str
+    features: int = 0
+    map: str = "none"
+    decay: str = "none"
+    rank: int = 0
+    rope: bool = True
+    window_rope: bool = True
+    normaliser: str = "sum"
+    conv: int = 0
+    sink_logits: int = 0
+    window_weight: float = 1.0
+    memory_weight: float = 1.0
+    learn_weights: bool = True
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is a memory at all."""
+        return self.join != WINDOW
+
+    @property
+    def exact(self) -> bool:
+        """Whether texts that fit the window give the teacher's output, whatever the new parameters are."""
+        return self.join in ("shared", WINDOW) and self.window_rope and not self.sink_logits
+
+    def content(self) -> dict[str, Any]:
+        """The spec as it is written to config.json."""
+        return asdict(self)
+
+
+def read_spec(content: Mapping[str, Any]) -> MixerSpec:
+    """Read what :meth:`MixerSpec.content` wrote.
+
+    Raises:
+        ValueError: a key that this version does not know.
+    """
+    known = {field.name for field in fields(MixerSpec)}
+    if unknown := sorted(set(content) - known):
+        raise ValueError(f"linear attention has unknown settings {unknown}: update compressor")
+    return MixerSpec(**content)

@@ -64,9 +64,13 @@ class LinearAttention(nn.Module):
             self.lin_conv_q = nn.Parameter(taps.repeat(self.heads, self.head_dim, 1))
             self.lin_conv_k = nn.Parameter(taps.repeat(self.kv_heads, self.head_dim, 1))
         if spec.learn_weights and spec.join == "shared":
-            self.lin_mix = nn.Parameter(torch.full((self.heads,), math.log(spec.window_weight / (1 - spec.window_weight))))
+            self.lin_mix = nn.Parameter(
+                torch.full((self.heads,), math.log(spec.window_weight / (1 - spec.window_weight)))
+            )
         if spec.learn_weights and spec.join == "sum":
-            self.lin_weights = nn.Parameter(torch.tensor([spec.window_weight, spec.memory_weight]).repeat(self.heads, 1))
+            self.lin_weights = nn.Parameter(
+                torch.tensor([spec.window_weight, spec.memory_weight]).repeat(self.heads, 1)
+            )
 
     def forward(
         self,

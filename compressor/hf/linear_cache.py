@@ -64,7 +64,9 @@ class LinearState(CacheLayerMixin):  # type: ignore[misc]
     def crop(self, tokens_to_remove: int) -> None:
         """Refused but for nothing: what a memory has taken in cannot be taken out."""
         if tokens_to_remove:
-            raise ValueError("the memory of a linearized attention layer cannot be cropped; assisted decoding needs that")
+            raise ValueError(
+                "the memory of a linearized attention layer cannot be cropped; assisted decoding needs that"
+            )
 
     def _map(self, change: Any) -> None:
         self.tensors = {name: change(tensor) for name, tensor in self.tensors.items()}

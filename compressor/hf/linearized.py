@@ -69,7 +69,9 @@ def _hand_on_padding(body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     if mask is None:
         return args, kwargs
     if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
-        raise ValueError("linearized attention needs an attention mask of shape (batch, tokens); a static cache, or a mask of another kind, cannot be used")
+        raise ValueError(
+            "linearized attention needs an attention mask of shape (batch, tokens); a static cache, or a mask of another kind, cannot be used"
+        )
     return args, {**kwargs, "padding_mask": mask}
 
 

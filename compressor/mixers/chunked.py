@@ -139,9 +139,7 @@ def read_all(
     return Read(torch.cat([r.window for r in reads], -2), torch.cat([r.memory for r in reads], -2)), state
 
 
-def _one_chunk(
-    new: Tokens, frame: Frame, state: State, scale: float, sink_logits: Tensor | None
-) -> tuple[Read, State]:
+def _one_chunk(new: Tokens, frame: Frame, state: State, scale: float, sink_logits: Tensor | None) -> tuple[Read, State]:
     L, P = new.keys.shape[2], state["keys"].shape[2]
     rank = torch.where(new.valid, state["count"][:, None] + new.valid.cumsum(1) - 1, -1)
     ranks = torch.cat([state["rank"], rank], 1)  # (B, P + L), -1 where padded

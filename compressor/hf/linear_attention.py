@@ -64,9 +64,10 @@ class LinearAttention(nn.Module):
             self.lin_conv_q = nn.Parameter(taps.repeat(self.heads, self.head_dim, 1))
             self.lin_conv_k = nn.Parameter(taps.repeat(self.kv_heads, self.head_dim, 1))
         if spec.learn_weights and spec.join == "shared":
-            self.lin_mix = nn.Parameter(
-                torch.full((self.heads,), math.log(spec.window_weight / (1 - spec.window_weight)))
-            )
+            self.lin_mix = nn.Parameter(torch.full((self.heads,), math.log(spec.memory_weight)))
+            if spec.per_query:
+                self.lin_top = nn.Parameter(torch.zeros(self.heads))
+                self.lin_query = nn.Parameter(torch.zeros(self.heads, self.head_dim))
         if spec.learn_weights and spec.join == "sum":
             self.lin_weights = nn.Parameter(
                 torch.tensor([spec.window_weight, spec.memory_weight]).repeat(self.heads, 1)
@@ -81,7 +82,20 @@ class LinearAttention(nn.Module):
         padding_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """Return (B, T, D), and no attention weights.
+        """Return (B, T, D), and no attention weights. Arguments as for :meth:`heads_of`."""
+        heads = self.heads_of(hidden_states, position_embeddings, attention_mask, past_key_values, padding_mask)
+        return self.o_proj(heads.flatten(2)), None
+
+    def heads_of(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        padding_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return what the heads give, (B, T, H, d).
 
         Args:
             hidden_states: (B, T, D).
@@ -105,9 +119,8 @@ class LinearAttention(nn.Module):
         read, after = read_all(tokens, frame, own or None, chunk=chunk, scale=self.scaling, sink_logits=sinks)
         if held is not None:
             held.advance({**after, **extra}, T)
-        out = self._join(read).to(hidden_states.dtype)
-        out = out.permute(0, 3, 1, 2, 4).reshape(B, T, self.heads * self.head_dim)
-        return self.o_proj(out), None
+        out = self._join(read, tokens.queries).to(hidden_states.dtype)
+        return out.permute(0, 3, 1, 2, 4).reshape(B, T, self.heads, self.head_dim)
 
     def _frame(self) -> Frame:
         spec = self.spec
@@ -115,7 +128,7 @@ class LinearAttention(nn.Module):
         older = spec.join == "shared" and self.parts != MEMORY
         return Frame(window, spec.sinks if window else 0, older, spec.join == "shared")
 
-    def _join(self, read: Read) -> Tensor:
+    def _join(self, read: Read, queries: Tensor) -> Tensor:
         spec = self.spec
         if self.parts == MEMORY or spec.join == "memory":
             return memory_output(read, spec.normaliser)
@@ -123,14 +136,23 @@ class LinearAttention(nn.Module):
             return window_output(read)
         shape = (self.kv_heads, -1, 1, 1)
         if spec.join == "shared":
-            if not spec.learn_weights:
-                return join_shared(read, read.window.new_tensor(spec.window_weight))
-            return join_shared(read, torch.sigmoid(self.lin_mix.to(read.window.dtype)).view(shape))
+            return join_shared(read, self._log_share(read, queries))
         near, far = window_output(read), memory_output(read, spec.normaliser)
         if not spec.learn_weights:
             return spec.window_weight * near + spec.memory_weight * far
         weights = self.lin_weights.to(near.dtype)
         return weights[:, 0].view(shape) * near + weights[:, 1].view(shape) * far
+
+    def _log_share(self, read: Read, queries: Tensor) -> Tensor:
+        """Logarithm of the memory's weight: of each head, and of each query where it is asked for."""
+        if not self.spec.learn_weights:
+            return read.window.new_tensor(math.log(self.spec.memory_weight))
+        shape = (self.kv_heads, -1, 1, 1)
+        share = self.lin_mix.to(queries.dtype).view(shape)
+        if self.spec.per_query:
+            asked = torch.einsum("bhgid,hgd->bhgi", queries, self.lin_query.to(queries.dtype).unflatten(0, shape[:2]))
+            share = share - self.lin_top.to(queries.dtype).view(shape) * read.top + asked[..., None]
+        return share
 
     def _tokens(
         self,

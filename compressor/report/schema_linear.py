@@ -102,6 +102,7 @@ class RecallRow(Part):
     windows: float = Field(description="the same in windows")
     beyond_context: bool = Field(description="whether the text is longer than the teacher's context")
     who: Who = Field(description="which model, or which parts of it")
+    loss: float = Field(description="loss on the repeated passage, nats per token")
     gain: float = Field(description="fall of the loss on the repeated passage, nats per token")
     gain_stderr: float | None = Field(default=None, description="its standard error over trials")
     hits: float = Field(description="tokens of the repeated passage that were the first choice, 0..1")

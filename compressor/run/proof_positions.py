@@ -72,7 +72,8 @@ def token_losses(model: Any, ids: Tensor) -> Tensor:
     """Return the negative log likelihood (windows, T - 1) of every token but the first, fp64 on the CPU."""
     at_once = max(1, LOGITS_AT_ONCE // (ids.shape[1] * model.config.get_text_config().vocab_size))
     out = []
-    for rows in ids.split(at_once):
+    for start in range(0, len(ids), at_once):
+        rows = ids[start : start + at_once]
         logits = logits_of(model, rows)[:, :-1]
         loss = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), rows[:, 1:].to(logits.device), reduction="none"

@@ -75,15 +75,16 @@ def recall(
         texts = texts_at(distance, kind)
         for who in whos:
             with model_of(who, teacher, student) as model:
-                with_it, hits = _losses(model, texts.shown, target)
+                loss, hits = _losses(model, texts.shown, target)
                 without, guessed = _losses(model, texts.hidden, target)
-            gains = without - with_it
+            gains = without - loss
             rows.append(
                 RecallRow(
                     distance=distance * window,
                     windows=distance,
                     beyond_context=limit is not None and texts.shown.shape[1] > limit,
                     who=who,
+                    loss=float(loss.mean()),
                     gain=float(gains.mean()),
                     gain_stderr=float(gains.std() / math.sqrt(trials)) if trials > 1 else None,
                     hits=hits,
@@ -124,7 +125,9 @@ def make_trials(
 def _losses(model: Any, ids: Tensor, target: int) -> tuple[Tensor, float]:
     """Mean loss of the last ``target`` tokens of each text (trials,), and how many of all were the first choice."""
     losses, hits = [], 0
-    for rows in ids.split(max(1, TOKENS_AT_ONCE // ids.shape[1])):
+    at_once = max(1, TOKENS_AT_ONCE // ids.shape[1])
+    for start in range(0, len(ids), at_once):
+        rows = ids[start : start + at_once]
         logits = logits_of(model, rows, logits_to_keep=target + 1)[:, -target - 1 : -1].cpu()
         wanted = rows[:, -target:]
         loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")

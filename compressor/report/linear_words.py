@@ -1,0 +1,179 @@
+"""What can be said of a linearized model: the table of checks, and honest sentences about its memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from compressor.report.numbers import NBSP, bytes_text, change, percent, significant
+from compressor.report.schema_linear import Linearization, Positions, Proof, Recall, RecallRow, Who
+
+ABLE = 0.05
+"""Nats per token that a teacher must gain from a first occurrence for its student to be judged by it."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A row of the table; ``passed`` is None where a finding is no question of right and wrong."""
+
+    what: str
+    found: str
+    allowed: str = ""
+    passed: bool | None = None
+
+
+def checks(proof: Proof) -> list[Check]:
+    """Whether the model computes what it should, in every way it can be called."""
+    rows = []
+    exact = proof.exactness
+    if exact is not None:
+        texts = f"{exact.texts} texts of {exact.tokens} tokens"
+        if not exact.by_construction:
+            rows.append(Check(f"the teacher\u2019s logits inside the window ({texts})", "not exact by construction"))
+        elif exact.to_softmax is not None:
+            what = f"inside the window, what softmax attention with the same weights gives ({texts})"
+            rows.append(Check(what, significant(exact.to_softmax, 2), significant(exact.allowed, 2), exact.passed))
+        else:
+            what = f"the teacher\u2019s logits inside the window ({texts})"
+            rows.append(Check(what, significant(exact.to_teacher, 2), significant(exact.allowed, 2), exact.passed))
+        if not exact.by_construction or exact.to_softmax is not None:
+            rows.append(Check(f"difference to the teacher on these {texts}", significant(exact.to_teacher, 2)))
+    for row in proof.agreement:
+        what = f"the same, {row.way} ({row.tokens:,} tokens)"
+        rows.append(Check(what, significant(row.difference, 2), significant(row.allowed, 2), row.passed))
+    return rows
+
+
+def failed(linearization: Linearization) -> list[str]:
+    """Checks that failed, in words."""
+    proof = linearization.proof
+    return [check.what for check in checks(proof) if check.passed is False] if proof is not None else []
+
+
+def beyond(positions: Positions, who: Who) -> float | None:
+    """Perplexity over all predictions with more than a window before them; None where there are none."""
+    row = next((row for row in positions.rows if row.who == who), None)
+    tokens = sum(positions.tokens[1:])
+    if row is None or not tokens:
+        return None
+    logs = [math.log(value) * n for value, n in zip(row.perplexities[1:], positions.tokens[1:], strict=True)]
+    mean = sum(logs) / tokens
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def memory_verdict(linearization: Linearization) -> tuple[str, bool | None]:
+    """One sentence on what the memory does beyond the window, and whether that is good; None where nobody knows."""
+    positions = linearization.proof.positions if linearization.proof is not None else None
+    if positions is None:
+        return "What the memory does was not measured", None
+    whole, alone = beyond(positions, "student"), beyond(positions, "window")
+    if whole is None:
+        return "No evaluated text is longer than the window: what lies beyond was not measured", None
+    if alone is None or positions.gain is None:
+        words = f"beyond {positions.window} tokens perplexity is {significant(whole, 3)}"
+        if linearization.mixer.get("join") == "window":
+            return f"There is no memory, the window is all: {words}", None
+        return f"The parts cannot be told apart: {words}", None
+    error = positions.gain_stderr
+    numbers = f"{significant(alone, 3)} without it, {significant(whole, 3)} with it"
+    if error is not None and not abs(positions.gain) > 2 * error:
+        return f"The memory does nothing that can be measured: perplexity beyond the window is {numbers}", None
+    if positions.gain > 0:
+        less = percent(1 - math.exp(-positions.gain))
+        return f"The memory lowers perplexity beyond the window by {less}: {numbers}", True
+    more = change(math.exp(min(-positions.gain, 700.0)), 1.0).removeprefix("+")
+    return f"The memory does harm: it raises perplexity beyond the window by {more}: {numbers}", False
+
+
+def able(row: RecallRow) -> bool:
+    """Whether the teacher's gain is one: more than chance, and enough to be seen in a student."""
+    return row.gain > max(ABLE, 2 * (row.gain_stderr or 0.0))
+
+
+def recall_verdict(recall: Recall, distance: int) -> str:
+    """What the trials at one distance say of the memory."""
+    at: dict[Who, RecallRow] = {row.who: row for row in recall.rows if row.distance == distance}
+    teacher, student, window = at.get("teacher"), at.get("student"), at.get("window")
+    if teacher is None or student is None:
+        return "not measured"
+    if not able(teacher):
+        return "the teacher cannot: no conclusion"
+    part = f"{percent(student.gain / teacher.gain, 0)} of the teacher\u2019s gain"
+    if window is None:
+        return part
+    noise = 2 * math.hypot(student.gain_stderr or 0.0, window.gain_stderr or 0.0)
+    if student.loss >= window.loss and student.gain > window.gain:
+        return f"{part}, but a greater loss than without the memory"
+    if student.gain - window.gain > noise:
+        return f"{part}, {percent(window.gain / teacher.gain, 0)} without the memory"
+    return f"{part}: no more than without the memory"
+
+
+def recall_summary(recall: Recall) -> str:
+    """One sentence on all distances."""
+    teachers = [row for row in recall.rows if row.who == "teacher"]
+    if not teachers:
+        return "No distance had room for the passage."
+    can = [row for row in teachers if able(row)]
+    if not can:
+        return (
+            "The teacher itself gains nothing from having seen the passage, at any distance: "
+            "of the memory nothing can be concluded."
+        )
+    gains = {(row.who, row.distance): row.gain for row in recall.rows}
+    told = ", ".join(
+        f"{row.windows:g} windows {percent(gains[('student', row.distance)] / row.gain, 0)}"
+        for row in can
+        if ("student", row.distance) in gains
+    )
+    return f"Of what the teacher gains from having seen the passage, the linearized model gains: {told}."
+
+
+def cache_words(linearization: Linearization) -> str:
+    """``cache constant, 74.2 kB`` or ``a token takes 512 of 1,280 bytes of cache``."""
+    decode = linearization.proof.decode if linearization.proof is not None else None
+    if decode is None or not decode.rows:
+        layers = len(linearization.linearized)
+        return f"{layers} of {layers + len(linearization.kept)} layers hold a constant state instead of a growing cache"
+    ours, theirs = decode.student_bytes_per_token, decode.teacher_bytes_per_token
+    if ours < 0.5:
+        return f"cache constant, {bytes_text(decode.rows[-1].student_bytes)}"
+    return f"a token takes {significant(ours, 4)} of {significant(theirs, 4)} bytes of cache"
+
+
+def linear_headline(linearization: Linearization, quality: str) -> str:
+    """``perplexity 12.3 -> 14.1 (+14.6 %); cache constant, 74.2 kB; the memory does nothing that can be measured``.
+
+    Args:
+        quality: what the evaluation says; empty where there was none, the proof's own perplexity stands in then.
+    """
+    words = memory_verdict(linearization)[0].split(":")[0]
+    return "; ".join([quality or own_quality(linearization), cache_words(linearization), words[:1].lower() + words[1:]])
+
+
+def own_quality(linearization: Linearization) -> str:
+    """Perplexity of teacher and student on the text of the proof."""
+    positions = linearization.proof.positions if linearization.proof is not None else None
+    whole = {row.who: row.whole for row in positions.rows} if positions is not None else {}
+    if positions is None or "teacher" not in whole or "student" not in whole:
+        return "quality not measured"
+    before, after = whole["teacher"], whole["student"]
+    name = f"{positions.text} " if positions.text else ""
+    arrow = f"{significant(before, 3)}{NBSP}\u2192{NBSP}{significant(after, 3)}"
+    return f"{name}perplexity {arrow} ({change(after, before)})"
+
+
+def linear_done(linearization: Linearization) -> str:
+    """``attention of 4 of 5 layers linearized by windowed (window 64, sinks 4), layer 2 kept; trained on ...``."""
+    own, kept = len(linearization.linearized), linearization.kept
+    mixer = linearization.mixer
+    settings = ", ".join(f"{name} {mixer[name]}" for name in ("window", "sinks", "features") if mixer.get(name))
+    settings = f" ({settings})" if settings else ""
+    stays = f", softmax kept in {', '.join(map(str, kept))}" if kept else ""
+    transfer = max((point.tokens for entry in linearization.transfer for point in entry.curve), default=0)
+    trained = [f"{transfer:,} tokens of attention transfer"] if transfer else []
+    if linearization.distillation is not None:
+        trained.append(f"{linearization.distillation.tokens:,} tokens end to end")
+    training = f"; trained on {' and '.join(trained)}" if trained else "; not trained"
+    made = f"attention of {own} of {own + len(kept)} layers linearized by {linearization.method}"
+    return f"{made}{settings}{stays}{training}"

@@ -74,6 +74,8 @@ def memory_verdict(linearization: Linearization) -> tuple[str, bool | None]:
         if linearization.mixer.get("join") == "window":
             return f"There is no memory, the window is all: {words}", None
         return f"The parts cannot be told apart: {words}", None
+    if not math.isfinite(positions.gain):
+        return "The losses are no finite numbers: the model is broken", False
     error = positions.gain_stderr
     numbers = f"{significant(alone, 3)} without it, {significant(whole, 3)} with it"
     if error is not None and not abs(positions.gain) > 2 * error:
@@ -122,11 +124,11 @@ def recall_summary(recall: Recall) -> str:
         )
     gains = {(row.who, row.distance): row.gain for row in recall.rows}
     told = ", ".join(
-        f"{row.windows:g} windows {percent(gains[('student', row.distance)] / row.gain, 0)}"
+        f"{percent(gains[('student', row.distance)] / row.gain, 0)} at {row.windows:g} windows"
         for row in can
         if ("student", row.distance) in gains
     )
-    return f"Of what the teacher gains from having seen the passage, the linearized model gains: {told}."
+    return f"Of what the teacher gains from having seen the passage, the linearized model gains {told}."
 
 
 def cache_words(linearization: Linearization) -> str:
@@ -138,7 +140,7 @@ def cache_words(linearization: Linearization) -> str:
     ours, theirs = decode.student_bytes_per_token, decode.teacher_bytes_per_token
     if ours < 0.5:
         return f"cache constant, {bytes_text(decode.rows[-1].student_bytes)}"
-    return f"a token takes {significant(ours, 4)} of {significant(theirs, 4)} bytes of cache"
+    return f"a token takes {ours:,.0f} of {theirs:,.0f} bytes of cache"
 
 
 def linear_headline(linearization: Linearization, quality: str) -> str:
@@ -164,12 +166,16 @@ def own_quality(linearization: Linearization) -> str:
 
 
 def linear_done(linearization: Linearization) -> str:
-    """``attention of 4 of 5 layers linearized by windowed (window 64, sinks 4), layer 2 kept; trained on ...``."""
+    """``attention of 4 of 5 layers linearized by windowed (window 64, sinks 4), layer 2 keeps softmax; trained on``."""
     own, kept = len(linearization.linearized), linearization.kept
     mixer = linearization.mixer
     settings = ", ".join(f"{name} {mixer[name]}" for name in ("window", "sinks", "features") if mixer.get(name))
     settings = f" ({settings})" if settings else ""
-    stays = f", softmax kept in {', '.join(map(str, kept))}" if kept else ""
+    stays = (
+        f", layer{'s' * (len(kept) > 1)} {', '.join(map(str, kept))} keep{'s' * (len(kept) == 1)} softmax"
+        if kept
+        else ""
+    )
     transfer = max((point.tokens for entry in linearization.transfer for point in entry.curve), default=0)
     trained = [f"{transfer:,} tokens of attention transfer"] if transfer else []
     if linearization.distillation is not None:

@@ -9,7 +9,7 @@ from statistics import median
 from markupsafe import Markup
 
 from compressor.report.numbers import bytes_text, parameters_text, percent, significant, tick_bytes
-from compressor.report.plot_lines import Series, decades_axis, line_plot, steps_axis, zero_axis
+from compressor.report.plot_lines import Series, decades_axis, even_axis, line_plot, steps_axis
 from compressor.report.plots import Panel, bar, line, picture, round_ticks, text
 from compressor.report.schema_linear import Decode, Distillation, Positions, Recall, Transfer, Who
 
@@ -89,7 +89,7 @@ def _transfer_curves(transfer: Sequence[Transfer]) -> Markup:
     xs = [x for entry in series for x, _, _ in entry.points]
     return line_plot(
         series,
-        zero_axis(xs, _tick_tokens),
+        even_axis(xs, _tick_tokens),
         decades_axis(ys, _tick_percent),
         title="Relative error while a layer is trained",
         x_name="tokens",
@@ -102,8 +102,8 @@ def _transfer_curves(transfer: Sequence[Transfer]) -> Markup:
 def _loss(name: str, points: Sequence[tuple[float, float, None]], unit: str, key: str) -> Markup:
     return line_plot(
         [Series(name, "compressed", points)],
-        zero_axis([x for x, _, _ in points], _tick_tokens),
-        zero_axis([y for _, y, _ in points], lambda tick: f"{tick:.4g}"),
+        even_axis([x for x, _, _ in points], _tick_tokens),
+        even_axis([y for _, y, _ in points], lambda tick: f"{tick:.4g}", zero=name == "KL"),
         title=f"{name} while training end to end",
         x_name="tokens",
         y_name=unit,
@@ -148,7 +148,7 @@ def position_panels(positions: Positions) -> list[Panel]:
         body.append(text(left + (index + 0.5) * group, bottom + 15, f"\u2264 {edge}", "tick", "middle"))
     x = left + group
     if len(names) > 1:
-        body += [line(x, top - 8, x, bottom, "edge"), text(x + 4, top - 1, "beyond the window", "tick")]
+        body += [line(x, top - 14, x, bottom, "edge"), text(x + 4, top - 7, "beyond the window", "tick")]
     body += [
         line(left, bottom, right, bottom, "axis"),
         text(right, 210, "tokens before the predicted one", "label", "end"),
@@ -177,7 +177,7 @@ def recall_panels(recall: Recall) -> list[Panel]:
     svg = line_plot(
         series,
         steps_axis([row.windows for row in recall.rows], lambda tick: f"{tick:g}"),
-        zero_axis(ys, lambda tick: f"{tick:.3g}".replace("-", "\u2212")),
+        even_axis(ys, lambda tick: f"{tick:.3g}".replace("-", "\u2212")),
         title="What a first occurrence gains, by distance",
         x_name="distance in windows",
         y_name="gain, nats per token",
@@ -206,7 +206,7 @@ def decode_panels(decode: Decode) -> list[Panel]:
     spent = line_plot(
         times,
         x_axis,
-        zero_axis([y for entry in times for _, y, _ in entry.points], lambda tick: f"{tick:.4g}"),
+        even_axis([y for entry in times for _, y, _ in entry.points], lambda tick: f"{tick:.4g}"),
         title="Time of the next token by context",
         x_name="tokens in the cache, logarithmic",
         y_name="milliseconds a token",

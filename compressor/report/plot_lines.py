@@ -37,10 +37,10 @@ class Series:
         return [*self.points[:-1:every], *self.points[-1:]]
 
 
-def zero_axis(values: Sequence[float], words: Callable[[float], str]) -> Axis:
-    """An even axis that holds 0 and all finite ``values``."""
-    finite = [value for value in values if math.isfinite(value)]
-    low, high = min([0.0, *finite]), max([0.0, *finite])
+def even_axis(values: Sequence[float], words: Callable[[float], str], *, zero: bool = True) -> Axis:
+    """An even axis that holds all finite ``values``, and 0 unless told otherwise."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    low, high = min([0.0, *finite] if zero else finite), max([0.0, *finite] if zero else finite)
     step = round_ticks(high - low if high > low else 1.0, 4)[1]
     first, last = math.floor(low / step + 1e-9), max(1, math.ceil(high / step - 1e-9))
     start, span = first * step, (last - first) * step

@@ -153,7 +153,8 @@ def sample_linearization(points: int = 3) -> Linearization:
             parameters=12_345,
             tokens=500_000,
             curve=[
-                DistillationPoint(tokens=8192 * i, kl=0.02 + 0.3 * 0.9**i, ce=1.5 + 0.4 * 0.93**i) for i in range(points)
+                DistillationPoint(tokens=8192 * i, kl=0.02 + 0.3 * 0.9**i, ce=1.5 + 0.4 * 0.93**i)
+                for i in range(points)
             ],
         ),
         proof=sample_proof(),

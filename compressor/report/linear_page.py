@@ -12,6 +12,7 @@ from compressor.report.linear_words import (
     checks,
     failed,
     memory_verdict,
+    reach_words,
     recall_summary,
     recall_verdict,
 )
@@ -75,7 +76,7 @@ def linear_page(linearization: Linearization | None) -> LinearPage | None:
     verdict, good = memory_verdict(linearization)
     return LinearPage(
         linearization=linearization,
-        verdict=f"{verdict}.",
+        verdict=" ".join([f"{verdict}.", reach_words(linearization)]).strip(),
         good=good,
         failed=failed(linearization),
         layers=layer_lines(linearization),

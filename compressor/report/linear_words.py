@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from compressor.report.numbers import NBSP, bytes_text, change, percent, significant
 from compressor.report.schema_linear import Linearization, Positions, Proof, Recall, RecallRow, Who
 
+NEEDED = 0.01
+"""Nats per token that the windows alone must lose to the teacher for a text to tell anything of a memory."""
+
 ABLE = 0.05
 """Nats per token that a teacher must gain from a first occurrence for its student to be judged by it."""
 
@@ -34,8 +37,8 @@ def checks(proof: Proof) -> list[Check]:
             what = f"inside the window, what softmax attention with the same weights gives ({texts})"
             rows.append(Check(what, significant(exact.to_softmax, 2), significant(exact.allowed, 2), exact.passed))
         else:
-            what = f"the teacher\u2019s logits inside the window ({texts})"
-            rows.append(Check(what, significant(exact.to_teacher, 2), significant(exact.allowed, 2), exact.passed))
+            what = f"the teacher\u2019s logits inside the window, whose weights differ in kind ({texts})"
+            rows.append(Check(what, significant(exact.to_teacher, 2)))
         if not exact.by_construction or exact.to_softmax is not None:
             rows.append(Check(f"difference to the teacher on these {texts}", significant(exact.to_teacher, 2)))
     for row in proof.agreement:
@@ -85,6 +88,31 @@ def memory_verdict(linearization: Linearization) -> tuple[str, bool | None]:
         return f"The memory lowers perplexity beyond the window by {less}: {numbers}", True
     more = change(math.exp(min(-positions.gain, 700.0)), 1.0).removeprefix("+")
     return f"The memory does harm: it raises perplexity beyond the window by {more}: {numbers}", False
+
+
+def reach_words(linearization: Linearization) -> str:
+    """How much there was to gain beyond the window: a text that needs no more than a window proves no memory."""
+    positions = linearization.proof.positions if linearization.proof is not None else None
+    if positions is None:
+        return ""
+    only = linearization.mixer.get("join") == "window"
+    teacher, alone = beyond(positions, "teacher"), beyond(positions, "student" if only else "window")
+    whole = beyond(positions, "student")
+    if teacher is None or alone is None or whole is None or not all(map(math.isfinite, (teacher, alone, whole))):
+        return ""
+    lost = math.log(alone / teacher)
+    numbers = f"the teacher comes to {significant(teacher, 3)} there, windows alone to {significant(alone, 3)}"
+    if lost < NEEDED:
+        return f"This text hardly needs what lies beyond a window: {numbers}. It tells little about a memory."
+    if only:
+        return f"What lies beyond the window is worth {significant(lost, 2)} nats per token on this text: {numbers}."
+    if whole >= alone:
+        return (
+            f"Of the {significant(lost, 2)} nats per token that windows alone lose to the teacher, nothing is regained."
+        )
+    regained = math.log(alone / whole) / lost
+    words = "all" if regained >= 1 else percent(regained, 0)
+    return f"Of the {significant(lost, 2)} nats per token that windows alone lose to the teacher, {words} is regained."
 
 
 def able(row: RecallRow) -> bool:

@@ -130,7 +130,8 @@ def line_plot(
 def _drawn(
     series: Series, at: Callable[[float, float], tuple[float, float]], words: Callable[[float], str]
 ) -> list[str]:
-    body, trail = [], []
+    body: list[str] = []
+    trail: list[str] = []
     for x, y, _ in series.thinned():
         if math.isfinite(y):
             px, py = at(x, y)

@@ -63,7 +63,7 @@ class Exactness(Part):
         description="largest difference to softmax attention with the student's own weights; null if not comparable",
     )
     allowed: float = Field(description="difference allowed for rounding")
-    passed: bool | None = Field(default=None, description="null where it is not exact by construction")
+    passed: bool | None = Field(default=None, description="null where it need not be exact, or not comparable")
 
 
 class Agreement(Part):

@@ -31,7 +31,6 @@ def exactness(teacher: Any, student: Any, ids: Tensor, *, texts: int = 4) -> Exa
     exact = spec is not None and spec.exact
     to_teacher = float((ours - logits_of(teacher, short).cpu()).abs().max())
     to_softmax = None if softmax is None else float((ours - softmax.cpu()).abs().max())
-    judged = to_teacher if to_softmax is None else to_softmax
     return Exactness(
         by_construction=exact,
         tokens=short.shape[1],
@@ -39,7 +38,7 @@ def exactness(teacher: Any, student: Any, ids: Tensor, *, texts: int = 4) -> Exa
         to_teacher=to_teacher,
         to_softmax=to_softmax,
         allowed=allowed,
-        passed=judged <= allowed if exact else None,
+        passed=to_softmax <= allowed if exact and to_softmax is not None else None,
     )
 
 

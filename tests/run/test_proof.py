@@ -77,6 +77,18 @@ def test_trained_weights_are_held_against_softmax_with_the_same_weights() -> Non
     assert not any("lin_" in name for name, _ in teacher.named_parameters()), "the teacher is as it was"
 
 
+def test_weights_of_another_kind_are_not_judged() -> None:
+    teacher, student = make_pair()
+    for layer in student.model.layers:  # as packed layers, which have no parameter of that name
+        weight = layer.mlp.up_proj.weight
+        layer.mlp.up_proj = nn.Identity()
+        layer.mlp.up_proj.register_buffer("packed", weight.detach())
+        layer.mlp.up_proj.forward = lambda x, weight=weight: x @ weight.T
+    found = exactness(teacher, student, random_ids(4, 40))
+    assert (found.to_softmax, found.passed) == (None, None)
+    assert found.to_teacher < found.allowed
+
+
 def test_a_window_that_is_one_too_short_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     own = linear_attention.LinearAttention._frame
     monkeypatch.setattr(linear_attention.LinearAttention, "_frame", lambda self: replace(own(self), window=5, sinks=0))

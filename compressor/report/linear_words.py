@@ -86,8 +86,7 @@ def memory_verdict(linearization: Linearization) -> tuple[str, bool | None]:
     if positions.gain > 0:
         less = percent(1 - math.exp(-positions.gain))
         return f"The memory lowers perplexity beyond the window by {less}: {numbers}", True
-    more = change(math.exp(min(-positions.gain, 700.0)), 1.0).removeprefix("+")
-    return f"The memory does harm: it raises perplexity beyond the window by {more}: {numbers}", False
+    return f"The memory does harm beyond the window: perplexity is {numbers}", False
 
 
 def reach_words(linearization: Linearization) -> str:
@@ -120,20 +119,34 @@ def able(row: RecallRow) -> bool:
     return row.gain > max(ABLE, 2 * (row.gain_stderr or 0.0))
 
 
+def _at(recall: Recall, distance: int) -> dict[Who, RecallRow]:
+    return {row.who: row for row in recall.rows if row.distance == distance}
+
+
+def hollow(at: dict[Who, RecallRow]) -> str:
+    """Why a student's gain is no recall; empty where it may be one. Who begins worse has more to gain from anything."""
+    student, teacher, window = at["student"], at["teacher"], at.get("window")
+    if window is not None and student.loss >= window.loss:
+        return "a greater loss than without the memory"
+    if student.loss >= teacher.loss + teacher.gain:
+        return "a greater loss than the teacher that has not seen it"
+    return ""
+
+
 def recall_verdict(recall: Recall, distance: int) -> str:
     """What the trials at one distance say of the memory."""
-    at: dict[Who, RecallRow] = {row.who: row for row in recall.rows if row.distance == distance}
-    teacher, student, window = at.get("teacher"), at.get("student"), at.get("window")
-    if teacher is None or student is None:
+    at = _at(recall, distance)
+    if "teacher" not in at or "student" not in at:
         return "not measured"
+    teacher, student, window = at["teacher"], at["student"], at.get("window")
     if not able(teacher):
         return "the teacher cannot: no conclusion"
+    if why := hollow(at):
+        return f"no recall: {why}"
     part = f"{percent(student.gain / teacher.gain, 0)} of the teacher\u2019s gain"
     if window is None:
         return part
     noise = 2 * math.hypot(student.gain_stderr or 0.0, window.gain_stderr or 0.0)
-    if student.loss >= window.loss and student.gain > window.gain:
-        return f"{part}, but a greater loss than without the memory"
     if student.gain - window.gain > noise:
         return f"{part}, {percent(window.gain / teacher.gain, 0)} without the memory"
     return f"{part}: no more than without the memory"
@@ -141,22 +154,22 @@ def recall_verdict(recall: Recall, distance: int) -> str:
 
 def recall_summary(recall: Recall) -> str:
     """One sentence on all distances."""
-    teachers = [row for row in recall.rows if row.who == "teacher"]
-    if not teachers:
+    every = [_at(recall, distance) for distance in dict.fromkeys(row.distance for row in recall.rows)]
+    both = [at for at in every if "teacher" in at and "student" in at]
+    if not both:
         return "No distance had room for the passage."
-    can = [row for row in teachers if able(row)]
+    can = [at for at in both if able(at["teacher"])]
     if not can:
         return (
-            "The teacher itself gains nothing from having seen the passage, at any distance: "
-            "of the memory nothing can be concluded."
+            "The teacher itself gains nothing from having seen a passage before, at any distance: "
+            "of recall nothing can be concluded."
         )
-    gains = {(row.who, row.distance): row.gain for row in recall.rows}
     told = ", ".join(
-        f"{percent(gains[('student', row.distance)] / row.gain, 0)} at {row.windows:g} windows"
-        for row in can
-        if ("student", row.distance) in gains
+        f"{'nothing' if hollow(at) else percent(at['student'].gain / at['teacher'].gain, 0)} "
+        f"at {at['teacher'].windows:g} windows"
+        for at in can
     )
-    return f"Of what the teacher gains from having seen the passage, the linearized model gains {told}."
+    return f"Of what the teacher gains from having seen a passage before, the linearized model gains {told}."
 
 
 def cache_words(linearization: Linearization) -> str:

@@ -62,7 +62,7 @@ def test_verdicts_on_the_memory() -> None:
     assert good is True
     words, good = memory_verdict(with_positions(10.0, -math.log(1.2), 0.01))
     assert words.replace(NBSP, " ") == (
-        "The memory does harm: it raises perplexity beyond the window by 20.0 %: 10.0 without it, 12.0 with it"
+        "The memory does harm beyond the window: perplexity is 10.0 without it, 12.0 with it"
     )
     assert good is False
     words, good = memory_verdict(with_positions(12.1, 0.008, 0.005))
@@ -139,7 +139,7 @@ def recalled(teacher: float, student: float, window: float, loss: float = 1.0, e
         (recalled(0.8, 0.4, 0.39), "50 % of the teacher\u2019s gain: no more than without the memory"),
         (
             recalled(0.8, 1.6, 0.0, loss=4.0),
-            "200 % of the teacher\u2019s gain, but a greater loss than without the memory",
+            "no recall: a greater loss than without the memory",
         ),
         (recalled(0.04, 0.4, 0.0), "the teacher cannot: no conclusion"),
         (recalled(0.3, 0.4, 0.0, error=0.2), "the teacher cannot: no conclusion"),
@@ -148,6 +148,15 @@ def recalled(teacher: float, student: float, window: float, loss: float = 1.0, e
 def test_verdicts_on_recall(recall: Recall, says: str) -> None:
     assert recall_verdict(recall, 128).replace(NBSP, " ") == says
     assert ("nothing can be concluded" in recall_summary(recall)) == ("cannot" in says)
+    assert ("nothing at 2 windows" in recall_summary(recall)) == ("no recall" in says)
+
+
+def test_a_student_without_parts_is_held_against_the_teacher_that_has_not_seen_the_passage() -> None:
+    recall = recalled(0.8, 1.6, 0.0, loss=2.0)
+    del recall.rows[2]
+    assert recall_verdict(recall, 128) == "no recall: a greater loss than the teacher that has not seen it"
+    recall.rows[1].loss = 1.7
+    assert recall_verdict(recall, 128).replace(NBSP, " ") == "200 % of the teacher\u2019s gain"
 
 
 def test_checks_say_what_was_compared() -> None:

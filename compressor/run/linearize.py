@@ -32,6 +32,7 @@ from compressor.run.inputs import probe_ids
 from compressor.run.keep import choose, score_layers
 from compressor.run.linear_models import add_updates, linear_config, load_dense, make_student, trained_tensors
 from compressor.run.linear_plan import kept_count, mixer_layout, mixer_of
+from compressor.run.linear_report import linearization, proved
 from compressor.run.session import Run
 from compressor.run.transform import open_block
 from compressor.run.verify import Verifier
@@ -293,7 +294,11 @@ def _finish(
         }
         evaluation = finish.evaluations(models, run)
     run.timed("evaluating", since)
-    report = finish.make_report(run, {}, evaluation, verification, started, warnings, layouts)
+    since = time.perf_counter()
+    proof, missing = proved(run)
+    run.timed("proving", since)
+    report = finish.make_report(run, {}, evaluation, verification, started, warnings + missing, layouts)
+    report.linearization = linearization(run, layers, proof)
     report.tool.seconds = time.perf_counter() - began
     finish.write(report, run)
     return report

@@ -6,7 +6,6 @@ With a gap of 64 tokens and a window of 16 no pair is in the window when it is a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,15 +101,14 @@ def train_teacher(folder: Path, steps: int = 6000, say: Callable[[str], None] = 
 
 
 def _write_tokenizer(folder: Path) -> None:
-    vocabulary = {f"t{number}": number for number in range(VOCABULARY)}
-    content = {
-        "version": "1.0",
-        "pre_tokenizer": {"type": "Whitespace"},
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t0"},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({f"t{number}": number for number in range(VOCABULARY)}, unk_token="t0"))
+    words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0").save_pretrained(folder)
 
 
 def write_texts(file: Path, count: int, seed: int) -> None:

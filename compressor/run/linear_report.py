@@ -1,4 +1,4 @@
-"""What the report says of a linearization: how it was trained, which layers it is, and what was proved of the result."""
+"""What the report says of a linearization: how it was trained, which layers, and what was proved of the result."""
 
 from __future__ import annotations
 

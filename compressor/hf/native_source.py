@@ -107,7 +107,7 @@ def spread_decays(heads: int) -> Tensor:
 
 
 def one_tap(channels: Tensor) -> Tensor:
-    """Return the weight (channels, 1, taps) of a causal convolution that multiplies channels by numbers: its last tap."""
+    """Return the weight (channels, 1, taps) of a causal convolution that multiplies each channel by a number."""
     weight = torch.zeros(len(channels), 1, CONV_TAPS)
     weight[:, 0, -1] = channels
     return weight

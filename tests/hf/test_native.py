@@ -197,9 +197,8 @@ def test_a_process_without_this_package_loads_it(tmp_path: Path) -> None:
         method, model, students = mixed(name)
         export(method, model, tmp_path / name, students)
         with torch.no_grad():
-            (tmp_path / name / "expected").write_text(
-                str(load(tmp_path / name)(tiny_models.random_ids(1)).logits.sum())
-            )
+            expected = load(tmp_path / name)(tiny_models.random_ids(1)).logits.sum()
+        (tmp_path / name / "expected").write_text(str(expected))
     script = """
 import sys, torch
 sys.meta_path = [finder for finder in sys.meta_path if "compressor" not in repr(finder)]
@@ -303,10 +302,7 @@ def test_a_student_starts_from_the_teachers_weights(name: str) -> None:
             q, k = q * attention.q_norm.weight, k * attention.k_norm.weight
         k, v = (torch.stack([part[..., head // 2, :] for head in range(4)], 2) for part in (k, v))
         expected = [silu(part).flatten(2) for part in ((v, k, q) if method == "mamba2" else (q, k, v))]
-        if method == "mamba2":
-            mixed_in = student.in_proj(hidden)[..., 32:-4]
-        else:
-            mixed_in = student.in_proj_qkv(hidden)
+        mixed_in = student.in_proj(hidden)[..., 32:-4] if method == "mamba2" else student.in_proj_qkv(hidden)
         got = silu(student.conv1d(mixed_in.transpose(1, 2))[..., : hidden.shape[1]].transpose(1, 2))
     torch.testing.assert_close(got, torch.cat(expected, -1), rtol=0, atol=1e-5)
     with torch.no_grad():
@@ -327,7 +323,7 @@ def test_settling_helps_and_training_moves_everything(name: str) -> None:
         return (student(hidden) - target).square().sum() / target.square().sum()
 
     settle(student, attention, hidden, target)
-    start = float(error())
+    start = error().item()
     assert start < 0.9
     values = {key: value.clone() for key, value in student.named_parameters()}
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2, weight_decay=0)
@@ -335,7 +331,7 @@ def test_settling_helps_and_training_moves_everything(name: str) -> None:
         optimizer.zero_grad()
         error().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert float(error()) < 0.75 * start
+    assert error().item() < 0.75 * start
     free = free_values(method, student)
     for key, value in student.named_parameters():
         moved = (value != values[key]).float()
@@ -365,7 +361,6 @@ def test_small_norms_are_folded(tmp_path: Path) -> None:
                 hidden, _ = seen(reference, 0)
                 with recorded(loaded.model.layers[0].linear_attn) as calls:
                     loaded(tiny_models.random_ids(16))
-                torch.testing.assert_close(calls[0][0] * norms["model.norm.weight"].new_ones(1), calls[0][0])
                 folded = loaded.model.layers[0].linear_attn.in_proj_qkv(calls[0][0])
                 straight = students[0].in_proj_qkv(hidden)
                 assert (folded - straight).norm() < 0.01 * straight.norm()
@@ -434,7 +429,7 @@ def test_other_mistakes_are_refused() -> None:
     method, model = source("llama")
     config = config_of(model)
     for converted in ([0, 0], [3], [-1], [0, 1, 2]):
-        with pytest.raises(UserError, match="numbers from 0 to 2|softmax"):
+        with pytest.raises(UserError, match=r"numbers from 0 to 2|softmax"):
             native_config(config, method, converted)
     with pytest.raises(UserError, match="mamba2"):
         check(config, "mamba")
@@ -447,11 +442,7 @@ def test_old_notations_of_positions_are_read() -> None:
     config = {"model_type": "llama", "rope_theta": 5e5, "num_hidden_layers": 2, "hidden_size": 64,
               "num_attention_heads": 4, "rope_scaling": {"type": "linear", "factor": 2.0}}  # fmt: skip
     written = native_config(config, "mamba2", [1])
-    assert written["rope_parameters"] == {
-        "rope_type": "linear",
-        "type": "linear",
-        "rope_theta": 5e5,
-        "factor": 2.0,
-    } or (written["rope_parameters"]["rope_type"] == "linear" and written["rope_parameters"]["rope_theta"] == 5e5)
+    positions = written["rope_parameters"]
+    assert (positions["rope_type"], positions["rope_theta"], positions["factor"]) == ("linear", 5e5, 2.0)
     assert written["num_key_value_heads"] == 4 and "head_dim" not in written
     assert source_config(written).layer_types == ["full_attention", "linear_attention"]

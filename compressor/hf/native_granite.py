@@ -154,7 +154,7 @@ def student_layer(source: Any, layer: int, attention: nn.Module) -> nn.Module:
     bias = module.get_parameter("in_proj.bias")
     free = torch.ones_like(bias)
     free[inner : 4 * inner] = 0
-    bias.register_hook(lambda gradient: gradient * free)  # type: ignore[no-untyped-call]
+    bias.register_hook(lambda gradient: gradient * free.to(gradient))  # type: ignore[no-untyped-call]
     return module
 
 

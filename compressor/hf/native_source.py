@@ -15,6 +15,8 @@ DECAYS = (0.8, 0.999)
 """What the first and the last head of a converted layer keep of their state at every token; those between are spread
 evenly in log(1 - decay). Measured: no single value was best for every layer, and the spread was near it in all."""
 CONV_TAPS = 4
+ROPE_TYPES = frozenset({"default", "linear", "dynamic", "yarn", "longrope", "llama3"})
+"""Rotations that sources and targets compute by the same code of transformers."""
 
 COPIED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
@@ -57,6 +59,9 @@ def shared_refusals(source: Any) -> list[str]:
         reasons.append("its layers have different widths")
     if source.num_attention_heads % source.num_key_value_heads:
         reasons.append("its query heads are not a multiple of its key heads")
+    kind = source.rope_parameters.get("rope_type", "default")
+    if kind not in ROPE_TYPES:
+        reasons.append(f"its positions are of type {kind!r}")
     partial = source.rope_parameters.get("partial_rotary_factor", 1.0)
     if partial != 1.0:
         reasons.append(f"it rotates only a part ({partial}) of each head")

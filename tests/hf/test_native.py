@@ -59,6 +59,10 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3 untied": ("gdn", "qwen3", {"tie_word_embeddings": False}),
     "qwen3 wide heads": ("gdn", "qwen3", {"head_dim": 16, "num_key_value_heads": 1}),
     "qwen3 yarn": ("gdn", "qwen3", {"rope_parameters": YARN}),
+    "qwen3 llama3": ("gdn", "qwen3", {"rope_parameters": LLAMA3}),
+    "qwen3 linear": ("gdn", "qwen3", {"rope_parameters": LINEAR}),
+    "qwen3 dynamic": ("gdn", "qwen3", {"rope_parameters": DYNAMIC}),
+    "qwen3 longrope": ("gdn", "qwen3", {"rope_parameters": LONG}),
 }
 MIXED = ["llama", "llama biases", "llama wide heads", "mistral", "qwen2", "qwen3", "qwen3 untied"]
 
@@ -215,7 +219,7 @@ assert not any(name.partition(".")[0] == "compressor" for name in sys.modules)
     ids = str(tiny_models.random_ids(1).tolist())
     environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
     subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), ids], check=True, cwd=tmp_path, env=environment, timeout=100
+        [sys.executable, "-c", script, str(tmp_path), ids], check=True, cwd=tmp_path, env=environment, timeout=300
     )
 
 
@@ -405,6 +409,8 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "quantized": ("mamba2", "llama", {"quantization_config": {"quant_method": "gptq"}}, "quantized"),
     "partial": ("mamba2", "llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
                                                         "partial_rotary_factor": 0.5}}, "only a part"),
+    "positions": ("mamba2", "llama", {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
+                  "of type 'proportional'"),
     "qwen3 bias": ("gdn", "qwen3", {"attention_bias": True}, "biases"),
     "other method": ("mamba2", "qwen3", {}, "not qwen3; gdn does"),
     "other method too": ("gdn", "llama", {}, "not llama; mamba2 does"),
@@ -440,8 +446,10 @@ def test_other_mistakes_are_refused() -> None:
 
 def test_old_notations_of_positions_are_read() -> None:
     config = {"model_type": "llama", "rope_theta": 5e5, "num_hidden_layers": 2, "hidden_size": 64,
-              "num_attention_heads": 4, "rope_scaling": {"type": "linear", "factor": 2.0}}  # fmt: skip
+              "num_attention_heads": 4, "rope_scaling": {"type": "linear", "factor": 2.0},
+              "torch_dtype": "bfloat16"}  # fmt: skip
     written = native_config(config, "mamba2", [1])
+    assert written["dtype"] == "bfloat16"
     positions = written["rope_parameters"]
     assert (positions["rope_type"], positions["rope_theta"], positions["factor"]) == ("linear", 5e5, 2.0)
     assert written["num_key_value_heads"] == 4 and "head_dim" not in written

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compressor.errors import UserError
 from compressor.hf.native_source import (
     CONV_TAPS,
+    TAP,
     build,
     check_converted,
     copied,
@@ -175,8 +176,8 @@ def _start(source: Any, attention: nn.Module) -> dict[str, Tensor]:
         # [gate, x, B, C, dt]
         "in_proj.weight": torch.cat([torch.zeros(inner, hidden), v, k, q, torch.zeros(heads, hidden)]),
         "in_proj.bias": torch.cat([torch.full((inner,), GATE), torch.zeros(3 * inner + heads)]),
-        "conv1d.weight": one_tap(torch.ones(3 * inner)),
-        "conv1d.bias": torch.cat([rows(part, "bias", none) for part in "vkq"]),
+        "conv1d.weight": one_tap(torch.full((3 * inner,), TAP)),
+        "conv1d.bias": TAP * torch.cat([rows(part, "bias", none) for part in "vkq"]),
         "dt_bias": torch.full((heads,), math.log(math.expm1(1.0))),  # softplus of it is 1
         "A_log": spread_decays(heads),
         "D": torch.zeros(heads),

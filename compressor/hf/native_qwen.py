@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compressor.errors import UserError
 from compressor.hf.native_source import (
     CONV_TAPS,
+    TAP,
     build,
     check_converted,
     copied,
@@ -224,7 +225,7 @@ def _start(source: Any, attention: nn.Module) -> dict[str, Tensor]:
         "in_proj_z.weight": torch.zeros(inner, hidden),
         "in_proj_b.weight": torch.zeros(heads, hidden),
         "in_proj_a.weight": torch.zeros(heads, hidden),
-        "conv1d.weight": one_tap(torch.cat([*scales, torch.ones(inner)])),
+        "conv1d.weight": one_tap(TAP * torch.cat([*scales, torch.ones(inner)])),
         "dt_bias": torch.full((heads,), math.log(math.expm1(1.0))),  # softplus of it is 1
         "A_log": spread_decays(heads),
         "norm.weight": torch.ones(dim),

@@ -30,7 +30,7 @@ from compressor.hf.native import (
     refusals,
     student_layer,
 )
-from compressor.hf.native_source import repeat_heads, source_config
+from compressor.hf.native_source import TAP, repeat_heads, source_config
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
@@ -305,13 +305,13 @@ def test_a_student_starts_from_the_teachers_weights(name: str) -> None:
         if method == "gdn":
             q, k = q * attention.q_norm.weight, k * attention.k_norm.weight
         k, v = (torch.stack([part[..., head // 2, :] for head in range(4)], 2) for part in (k, v))
-        expected = [silu(part).flatten(2) for part in ((v, k, q) if method == "mamba2" else (q, k, v))]
+        expected = [silu(TAP * part).flatten(2) for part in ((v, k, q) if method == "mamba2" else (q, k, v))]
         mixed_in = student.in_proj(hidden)[..., 32:-4] if method == "mamba2" else student.in_proj_qkv(hidden)
         got = silu(student.conv1d(mixed_in.transpose(1, 2))[..., : hidden.shape[1]].transpose(1, 2))
     torch.testing.assert_close(got, torch.cat(expected, -1), rtol=0, atol=1e-5)
     with torch.no_grad():
         decays = torch.exp(-student.A_log.exp() * torch.nn.functional.softplus(student.dt_bias))
-    assert float(decays[0]) == pytest.approx(0.8, abs=1e-5) and float(decays[-1]) == pytest.approx(0.999, abs=1e-5)
+    assert float(decays[0]) == pytest.approx(0.5, abs=1e-5) and float(decays[-1]) == pytest.approx(0.99, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])

@@ -73,7 +73,7 @@ class Frame:
 
     Attributes:
         window: softmax tokens, the query's own included; 0: none.
-        sinks: first valid tokens of a row that stay in the softmax.
+        sinks: first valid tokens of a row that stay in the softmax; without a window there are none.
         older: the memory holds what has left the window; else every token up to the query's.
         shared: one denominator for both.
     """
@@ -229,7 +229,8 @@ def _next_state(
     end = since[:, :, -1:]
     fold = slice(0, gone) if frame.older else slice(P, P + L)
     memory = state["memory"] * (end - before).exp().transpose(2, 3)
-    entering = (ranks[:, fold] >= (frame.sinks if frame.older else 0))[:, None, :, None]
+    first = frame.sinks if frame.older and frame.window else 0  # sinks stay in the window, where there is one
+    entering = (ranks[:, fold] >= first)[:, None, :, None]
     weighted = features[:, :, fold] * (end - since[:, :, fold]).exp() * entering
     memory = memory + torch.einsum("bhjf,bhjv->bhfv", weighted, _with_ones(values[:, :, fold]))
     sinks = {name: state[name] for name in ("sink_keys", "sink_values", "sink_filled")}

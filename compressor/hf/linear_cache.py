@@ -109,8 +109,8 @@ def linear_state(cache: Cache, layer: int) -> LinearState:
     length = found.get_seq_length()
     if int(length) > 0:
         raise ValueError(f"layer {layer} is linearized, but the cache already holds keys and values for it")
-    cache.layers[layer] = LinearState()
-    return cache.layers[layer]
+    cache.layers[layer] = state = LinearState()
+    return state
 
 
 def state_bytes(cache: Cache) -> int:

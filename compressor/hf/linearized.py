@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.hf.linear_attention import LinearAttention
+from compressor.hf.linear_attention import OWN, LinearAttention
 from compressor.mixers.spec import WHOLE, MixerSpec, read_spec
 
 CONFIG_KEY = "linear_attention"
@@ -41,8 +41,53 @@ def attention_of(block: nn.Module) -> tuple[str, nn.Module]:
     raise ValueError(f"{type(block).__name__} has no attention with q_proj, k_proj, v_proj and o_proj")
 
 
+def obstacle(attention: Any, spec: MixerSpec) -> str | None:
+    """Say what a linearized layer could not take over from a softmax attention; None: nothing that its looks betray.
+
+    Args:
+        attention: with projections of its own (:func:`attention_of`), loaded or on the meta device.
+        spec: what is to take its place.
+    """
+    if not all(hasattr(attention, name) for name in ("head_dim", "config")):
+        return "it does not say how wide its heads are"
+    children = {name for name, child in attention.named_children() if next(child.parameters(), None) is not None}
+    if more := sorted({*children, *dict(attention.named_parameters(recurse=False))} - set(OWN)):
+        return f"its {more[0]} would be lost"
+    heads, rest = divmod(attention.q_proj.out_features, attention.head_dim)
+    if rest or attention.o_proj.in_features != heads * attention.head_dim:
+        return "its projections are not one query and one output per head"
+    if attention.k_proj.out_features != attention.v_proj.out_features:
+        return "its keys and values differ in width"
+    if heads % (attention.k_proj.out_features // attention.head_dim):
+        return "its query heads do not divide among its key heads"
+    norm = getattr(getattr(attention, "q_norm", None), "weight", None)
+    if norm is not None and tuple(norm.shape) != (attention.head_dim,):
+        return "its queries are normed over more than a head"
+    for name in ("attn_logit_softcapping", "clip_qkv"):
+        if getattr(attention, name, None) or getattr(attention.config, name, None):
+            return f"{name} changes its scores"
+    sliding = sliding_window(attention)
+    if sliding and sliding <= spec.window:
+        return f"it sees {sliding} tokens already, no more than the {spec.window} of the window"
+    return None
+
+
+def sliding_window(attention: Any) -> int | None:
+    """Return how many tokens a softmax attention sees; None: all of them."""
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window or None
+    kinds = getattr(attention.config, "layer_types", None)
+    if kinds and kinds[attention.layer_idx] != "sliding_attention":
+        return None
+    return getattr(attention.config, "sliding_window", None) or None
+
+
 def linearize_model(model: Any) -> None:
-    """Put linearized attention into ``model`` where its configuration says so. May be called again."""
+    """Put linearized attention into ``model`` where its configuration says so. May be called again.
+
+    Raises:
+        ValueError: a layer's attention cannot be replaced (:func:`obstacle`).
+    """
     wanted = linear_layers(model.config)
     if not wanted:
         return
@@ -50,6 +95,8 @@ def linearize_model(model: Any) -> None:
     for layer, spec in wanted.items():
         name, attention = attention_of(body.layers[layer])
         if not isinstance(attention, LinearAttention):
+            if why := obstacle(attention, spec):
+                raise ValueError(f"{type(attention).__name__} of layer {layer} cannot be linearized: {why}")
             setattr(body.layers[layer], name, LinearAttention(attention, spec, layer))
     model._is_stateful = True  # no assisted decoding: what a memory has taken in cannot be taken out
     keep = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
@@ -70,14 +117,15 @@ def _hand_on_padding(body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         return args, kwargs
     if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
         raise ValueError(
-            "linearized attention needs an attention mask of shape (batch, tokens); a static cache, or a mask of another kind, cannot be used"
+            "linearized attention needs an attention mask of shape (batch, tokens); a static cache, or a mask of "
+            "another kind, cannot be used"
         )
     return args, {**kwargs, "padding_mask": mask}
 
 
 @contextmanager
 def only_parts(model: nn.Module, parts: str) -> Iterator[None]:
-    """Let every linearized layer of ``model`` use some of its parts only, for a while (``mixers.spec``: WINDOW, MEMORY)."""
+    """Let every linearized layer of ``model`` use one of its parts only, for a while (``spec.WINDOW``, ``MEMORY``)."""
     layers = [module for module in model.modules() if isinstance(module, LinearAttention)]
     for module in layers:
         module.parts = parts

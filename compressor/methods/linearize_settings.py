@@ -1,4 +1,7 @@
-"""The settings of the linearizing methods: one frozen class each; the descriptions are help and recipe schema."""
+"""The settings of the linearizing methods: one frozen class each; the descriptions are help and recipe schema.
+
+The published methods, and the table of all of them, are in ``linearize_variants.py``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compressor.mixers.maps import feature_width
 from compressor.mixers.spec import MixerSpec
 
 BUDGETS: dict[str, tuple[int, int, int]] = {
@@ -113,22 +117,14 @@ class WindowedSettings(WindowSinkSettings):
 
     def mixer(self, method: str, head_dim: int) -> MixerSpec:
         """The default composition (docs/linearize.md)."""
-        features = max(2, 2 * round(head_dim * self.features / 2))
         return MixerSpec(
             method,
             self.window,
             self.sinks,
             "shared",
-            features,
+            feature_width(head_dim, self.features),
             "hedgehog",
             self.gate,
             rope=self.rope,
             window_weight=0.1,
         )
-
-
-LINEARIZE_METHODS: dict[str, type[LinearizeSettings]] = {
-    "windowed": WindowedSettings,
-    "window-sink": WindowSinkSettings,
-}
-"""Method -> its settings."""

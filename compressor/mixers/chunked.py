@@ -1,5 +1,4 @@
-"""Softmax over a window and a decaying memory of everything older, chunk by chunk: one function for training, prefill and
-decoding.
+"""Softmax over a window and a decaying memory of all that is older, chunk by chunk: in training, prefill and decoding.
 
 For query i, with scores s_ij = q_i . k_j / sqrt(d), features f_q, f_k >= 0 or any sign, and decay g per token:
 
@@ -9,9 +8,10 @@ For query i, with scores s_ij = q_i . k_j / sqrt(d), features f_q, f_k >= 0 or a
     shared   y_i = (w sum_j a_ij v_j + sum_j b_ij v_j) / (w sum_j a_ij + sum_j b_ij)
     sum      y_i = alpha sum_j a_ij v_j / sum_j a_ij  +  beta sum_j b_ij v_j / (sum_j b_ij or 1)
 
-A token enters the memory when it leaves the window, already decayed to the present. All exponents of decays are differences
-<= 0, so that nothing overflows however long the text. A value carries a one as its last channel, which makes numerator
-and denominator one product. Decoding is the case of a chunk of one token, so that it cannot differ from prefill.
+A token enters the memory when it leaves the window, already decayed to the present. All exponents of decays are
+differences <= 0, so that nothing overflows however long the text. A value carries a one as its last channel, which
+makes numerator and denominator one product. Decoding is the case of a chunk of one token, so that it cannot differ
+from prefill.
 
 The shared denominator is LoLCATs' (arXiv 2410.10254, eq. 7); the chunked form, sinks and padding are ours.
 """
@@ -28,9 +28,9 @@ EPS = 1e-6
 State = dict[str, Tensor]
 """What a layer remembers, each tensor with the batch first:
 
-memory (B, Hk, f, dv+1), and with a window the last tokens keys (B, Hk, P, d), values (B, Hk, P, dv), features (B, Hk, P, f),
-decays (B, Hk, P, 1 or f), rank (B, P) int64; sink_keys (B, Hk, m, d), sink_values (B, Hk, m, dv), sink_filled (B, m);
-count (B) int64, the valid tokens so far.
+memory (B, Hk, f, dv+1), and with a window the last tokens keys (B, Hk, P, d), values (B, Hk, P, dv), features (B,
+Hk, P, f), decays (B, Hk, P, 1 or f), rank (B, P) int64; sink_keys (B, Hk, m, d), sink_values (B, Hk, m, dv),
+sink_filled (B, m); count (B) int64, the valid tokens so far.
 """
 
 
@@ -41,7 +41,7 @@ class Tokens:
     Attributes:
         queries: (B, Hk, g, T, d); keys: (B, Hk, T, d); values: (B, Hk, T, dv).
         valid: (B, T) bool, False for padding.
-        query_features: (B, Hk, g, T, f); key_features: (B, Hk, T, f). Empty features (f = 0) where nothing is remembered.
+        query_features: (B, Hk, g, T, f); key_features: (B, Hk, T, f). Empty (f = 0) where nothing is remembered.
         log_decay: (B, Hk, T, 1 or f), <= 0: what is kept of the memory when this token comes, in logarithms.
     """
 
@@ -271,10 +271,12 @@ def window_output(read: Read) -> Tensor:
 
 
 def memory_output(read: Read, normaliser: str) -> Tensor:
-    """Return (B, Hk, g, T, dv): the memory alone, divided by the sum of its weights, by its size, or by nothing."""
+    """Return (B, Hk, g, T, dv): the memory alone, divided by what ``spec.NORMALISERS`` says."""
     value, weight = read.memory[..., :-1], read.memory[..., -1:]
     if normaliser == "sum":
         return value / weight.clamp_min(EPS)
-    if normaliser == "norm":
+    if normaliser == "group":
+        value = value - value.mean(-1, keepdim=True)
+    if normaliser in ("norm", "group"):
         return value * (value.square().mean(-1, keepdim=True) + EPS).rsqrt()
     return value

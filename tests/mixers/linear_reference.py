@@ -48,7 +48,7 @@ def random_tokens(case: Case, valid: Tensor | None = None, seed: int = 0, dtype:
 def reference(
     tokens: Tokens, frame: Frame, scale: float, sink_logits: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what every query reads: window values (B, Hk, g, T, dv), window weights (B, Hk, g, T), the same of the memory.
+    """Return what queries read: window values (B, Hk, g, T, dv), window weights (B, Hk, g, T), the same of the memory.
 
     Window weights are relative to the largest score, sink logits included. Padded queries read zeros.
     """

@@ -258,7 +258,8 @@ def test_a_state_is_not_changed() -> None:
 @given(data=st.data())
 def test_any_layout_any_padding_any_calls(data: st.DataObject) -> None:
     length = data.draw(st.integers(1, 16))
-    valid = torch.tensor(data.draw(st.lists(st.lists(st.booleans(), min_size=length, max_size=length), min_size=2, max_size=2)))  # fmt: skip
+    flags = st.lists(st.booleans(), min_size=length, max_size=length)
+    valid = torch.tensor([data.draw(flags), data.draw(flags)])
     older = data.draw(st.booleans())
     frame = Frame(data.draw(st.integers(0, 6)), data.draw(st.integers(0, 3)), older, older)
     case = Case(2, 1, data.draw(st.integers(1, 2)), length, 2, 1, 2, data.draw(st.sampled_from(DECAYS)))

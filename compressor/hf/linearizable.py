@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from compressor.hf.linear_attention import LinearAttention
-from compressor.hf.linearized import attention_of, obstacle
+from compressor.hf.linearized import PADDING, attention_of, obstacle
 from compressor.mixers.spec import WINDOW, MixerSpec
 
 TOKENS = 12
@@ -30,6 +30,7 @@ def obstacles(model: Any, spec: MixerSpec) -> dict[int, str]:
     """
     found: dict[int, str] = {}
     tried: dict[int, tuple[Any, dict[str, Any]]] = {}
+    heard: set[int] = set()
     hooks = []
     for layer, block in enumerate(model.base_model.layers):
         try:
@@ -41,12 +42,15 @@ def obstacles(model: Any, spec: MixerSpec) -> dict[int, str]:
             found[layer] = why
         else:
             hooks.append(attention.register_forward_hook(_keep(tried, layer), with_kwargs=True))
+            hooks.append(block.register_forward_pre_hook(_listen(heard, layer), with_kwargs=True))
     ids = torch.arange(3, 3 + TOKENS, device=model.device)[None] % model.config.vocab_size
     try:
         with torch.no_grad():
-            model(ids, use_cache=False)
+            model(ids, use_cache=False, **{PADDING: torch.ones_like(ids)})
             for layer, (attention, call) in tried.items():
-                if (apart := _apart(attention, layer, call)) > CLOSE.get(model.dtype, 0.05):
+                if layer not in heard:
+                    found[layer] = "its model does not say which tokens are padding"
+                elif (apart := _apart(attention, layer, call)) > CLOSE.get(model.dtype, 0.05):
                     found[layer] = f"it does not compute what was expected (it is {apart:.1%} away)"
     finally:
         for hook in hooks:
@@ -59,6 +63,14 @@ def _keep(tried: dict[int, tuple[Any, dict[str, Any]]], layer: int) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         positions = kwargs.get("position_embeddings")
         tried[layer] = (module, {"hidden": hidden, "positions": positions, "output": output[0]})
+
+    return hook
+
+
+def _listen(heard: set[int], layer: int) -> Any:
+    def hook(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if PADDING in kwargs:
+            heard.add(layer)
 
     return hook
 

@@ -97,13 +97,46 @@ def linearize_model(model: Any) -> None:
         if not isinstance(attention, LinearAttention):
             if why := obstacle(attention, spec):
                 raise ValueError(f"{type(attention).__name__} of layer {layer} cannot be linearized: {why}")
-            setattr(body.layers[layer], name, LinearAttention(attention, spec, layer))
+            setattr(body.layers[layer], name, linear := LinearAttention(attention, spec, layer))
+            _receive_padding(body.layers[layer], linear)
     model._is_stateful = True  # no assisted decoding: what a memory has taken in cannot be taken out
     keep = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     model._keep_in_fp32_modules_strict = keep | {"lin_"}
     if not getattr(body, "_hands_on_padding", False):
         body.register_forward_pre_hook(_hand_on_padding, with_kwargs=True)
         body._hands_on_padding = True
+
+
+PADDING = "padding_mask"
+"""Argument under which the body hands on which of its tokens are padding."""
+
+
+def _receive_padding(block: nn.Module, attention: LinearAttention) -> None:
+    """Give an attention what its block was given, where the block does not hand it on (StableLM's).
+
+    Gradient checkpointing computes a block again without its hooks: there such a block is refused, if there is padding.
+    """
+    given: dict[str, Any] = {}
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.update({PADDING: kwargs[PADDING]} if PADDING in kwargs else {})
+
+    def leave(*_: Any) -> None:
+        given.clear()
+
+    def call(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        again = block.training and getattr(block, "gradient_checkpointing", False) and torch.is_grad_enabled()
+        mask = given.get(PADDING) if PADDING not in kwargs else None
+        if again and mask is not None and not bool(mask.all()):
+            raise ValueError(
+                f"{type(block).__name__} forgets the padding when it is computed again: train it without padding, "
+                "or without gradient checkpointing"
+            )
+        return args, {**given, **kwargs}
+
+    block.register_forward_pre_hook(enter, with_kwargs=True)
+    block.register_forward_hook(leave, always_call=True)
+    attention.register_forward_pre_hook(call, with_kwargs=True)
 
 
 def _hand_on_padding(body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -120,7 +153,7 @@ def _hand_on_padding(body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
             "linearized attention needs an attention mask of shape (batch, tokens); a static cache, or a mask of "
             "another kind, cannot be used"
         )
-    return args, {**kwargs, "padding_mask": mask}
+    return args, {**kwargs, PADDING: mask}
 
 
 @contextmanager

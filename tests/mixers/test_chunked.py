@@ -243,6 +243,7 @@ def test_a_state_has_a_constant_size() -> None:
         _, state = read_all(tokens.span(i, i + 1), Frame(8, 3, True, True), state)
         seen.append(sizes(state))
     assert seen[7] == seen[40] != seen[5]
+    assert seen[40]["keys"] == (3, 2, 7, 4)  # a window of 8 counts the query's own token
     assert seen[40] == sizes(read_all(tokens, Frame(8, 3, True, True))[1])
 
 

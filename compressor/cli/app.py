@@ -16,7 +16,7 @@ from compressor.cli.explain import explain
 from compressor.cli.export import export
 from compressor.cli.generate import generate
 from compressor.cli.run import plan, run
-from compressor.cli.stages import decompose, prune, quantize
+from compressor.cli.stages import decompose, linearize, prune, quantize
 from compressor.errors import UserError
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for verb in (prune, quantize, decompose, run, plan, evaluate, compare, explain, generate, adapter, export):
+for verb in (prune, quantize, decompose, linearize, run, plan, evaluate, compare, explain, generate, adapter, export):
     app.command()(verb)
 
 

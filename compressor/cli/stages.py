@@ -1,4 +1,4 @@
-"""``compressor prune``, ``quantize`` and ``decompose``: one stage, its settings as flags."""
+"""``compressor prune``, ``quantize``, ``decompose`` and ``linearize``: one stage, its settings as flags."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from compressor.cli.common import Json, Model, Quiet, Revision, TrustRemoteCode,
 from compressor.cli.options import given, method_options, with_options
 from compressor.cli.run import DryRun, Fresh, Output, Overwrite, carry_out
 from compressor.methods.decompose_settings import DECOMPOSE_METHODS
+from compressor.methods.linearize_settings import LINEARIZE_METHODS
 from compressor.methods.quantize_settings import QUANTIZE_METHODS
 from compressor.methods.settings import PRUNE_METHODS
 
@@ -130,4 +131,19 @@ decompose = _command(
     Example: compressor decompose embedded -o decomposed --keep-params 0.8
     """,
     [EMIT_ADAPTER],
+)
+
+linearize = _command(
+    "linearize",
+    LINEARIZE_METHODS,
+    "windowed",
+    "Linearization",
+    """Replace softmax attention by attention with a memory of constant size, and train that to do the same.
+
+    By default a window of exact attention, a few first tokens, and a decaying memory of everything older; a quarter of
+    the layers stay softmax, those that matter most. Two million tokens of training. The result is evaluated on text
+    that was not trained on, with and without its memory, reloaded in a fresh process, and described by report.html.
+
+    Example: compressor linearize embedded -o linearized --tokens 200000
+    """,
 )

@@ -76,9 +76,10 @@ class LinearAttention(nn.Module):
         if spec.output_gate:
             self.lin_gate = nn.Parameter(small_weights(self.heads * self.head_dim, width))
         if spec.learn_weights and spec.join == "shared":
-            self.lin_mix = nn.Parameter(
-                torch.full((self.heads,), math.log(spec.window_weight / (1 - spec.window_weight)))
-            )
+            self.lin_mix = nn.Parameter(torch.full((self.heads,), math.log(spec.memory_weight)))
+            if spec.per_query:
+                self.lin_top = nn.Parameter(torch.zeros(self.heads))
+                self.lin_query = nn.Parameter(torch.zeros(self.heads, self.head_dim))
         if spec.learn_weights and spec.join == "sum":
             self.lin_weights = nn.Parameter(
                 torch.tensor([spec.window_weight, spec.memory_weight]).repeat(self.heads, 1)
@@ -93,7 +94,20 @@ class LinearAttention(nn.Module):
         padding_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """Return (B, T, D), and no attention weights.
+        """Return (B, T, D), and no attention weights. Arguments as for :meth:`heads_of`."""
+        heads = self.heads_of(hidden_states, position_embeddings, attention_mask, past_key_values, padding_mask)
+        return self.o_proj(heads.flatten(2)), None
+
+    def heads_of(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        padding_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return what the heads give, (B, T, H, d).
 
         Args:
             hidden_states: (B, T, D).
@@ -117,11 +131,12 @@ class LinearAttention(nn.Module):
         read, after = read_all(tokens, frame, own or None, chunk=chunk, scale=self.scaling, sink_logits=sinks)
         if held is not None:
             held.advance({**after, **extra}, T)
-        out = self._join(read).to(hidden_states.dtype)
-        out = out.permute(0, 3, 1, 2, 4).reshape(B, T, self.heads * self.head_dim)
+        out = self._join(read, tokens.queries).to(hidden_states.dtype)
+        out = out.permute(0, 3, 1, 2, 4).reshape(B, T, self.heads, self.head_dim)
         if self.spec.output_gate:
-            out = out * torch.sigmoid(hidden_states.to(dtype) @ self.lin_gate.to(dtype).T).to(out.dtype)
-        return self.o_proj(out), None
+            gate = torch.sigmoid(hidden_states.to(dtype) @ self.lin_gate.to(dtype).T)
+            out = out * gate.view_as(out).to(out.dtype)
+        return out
 
     def _frame(self) -> Frame:
         spec = self.spec
@@ -129,7 +144,7 @@ class LinearAttention(nn.Module):
         older = spec.join == "shared" and self.parts != MEMORY
         return Frame(window, spec.sinks if window else 0, older, spec.join == "shared")
 
-    def _join(self, read: Read) -> Tensor:
+    def _join(self, read: Read, queries: Tensor) -> Tensor:
         spec = self.spec
         if self.parts == MEMORY or spec.join == "memory":
             return self._memory(read)
@@ -137,9 +152,7 @@ class LinearAttention(nn.Module):
             return window_output(read)
         shape = (self.kv_heads, -1, 1, 1)
         if spec.join == "shared":
-            if not spec.learn_weights:
-                return join_shared(read, read.window.new_tensor(spec.window_weight))
-            return join_shared(read, torch.sigmoid(self.lin_mix.to(read.window.dtype)).view(shape))
+            return join_shared(read, self._log_share(read, queries))
         near, far = window_output(read), self._memory(read)
         if not spec.learn_weights:
             return spec.window_weight * near + spec.memory_weight * far
@@ -151,6 +164,19 @@ class LinearAttention(nn.Module):
         if self.spec.normaliser == "norm":
             out = out * self.lin_norm.to(out.dtype).view(self.kv_heads, -1, 1, self.head_dim)
         return out
+
+    def _log_share(self, read: Read, queries: Tensor) -> Tensor:
+        """Logarithm of the memory's weight: of each head, and of each query where it is asked for."""
+        if not self.spec.learn_weights:
+            return read.window.new_tensor(math.log(self.spec.memory_weight))
+        shape = (self.kv_heads, -1, 1, 1)
+        share = self.lin_mix.to(queries.dtype).view(shape)
+        if self.spec.per_query:
+            asked = torch.einsum(
+                "bhgid,hgd->bhgi", queries, self.lin_query.to(queries.dtype).view(self.kv_heads, -1, self.head_dim)
+            )
+            share = share - self.lin_top.to(queries.dtype).view(shape) * read.top + asked[..., None]
+        return share
 
     def _tokens(
         self,

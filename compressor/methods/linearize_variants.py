@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from compressor.methods.linearize_settings import LinearizeSettings, WindowedSettings, WindowSinkSettings
+from compressor.methods.linearize_base import LinearizeSettings
 from compressor.mixers.spec import MixerSpec
 from compressor.mixers.variants.lawcat import lawcat
 from compressor.mixers.variants.liger import liger
@@ -139,9 +139,7 @@ class LightningSettings(LinearizeSettings):
         return lightning(head_dim, self.output_gate)
 
 
-LINEARIZE_METHODS: dict[str, type[LinearizeSettings]] = {
-    "windowed": WindowedSettings,
-    "window-sink": WindowSinkSettings,
+PUBLISHED: dict[str, type[LinearizeSettings]] = {
     "lolcats": LolcatsSettings,
     "liger": LigerSettings,
     "lizard": LizardSettings,

@@ -5,7 +5,7 @@ For query i, with scores s_ij = q_i . k_j / sqrt(d), features f_q, f_k >= 0 or a
     window   a_ij = exp(s_ij - max_j s_ij),                 j in the window of i, or a sink
     memory   b_ij = f_q(i) . (f_k(j) * g_{j+1} ... g_i),    j older than the window (or every j <= i)
 
-    shared   y_i = (w sum_j a_ij v_j + sum_j b_ij v_j) / (w sum_j a_ij + sum_j b_ij)
+    shared   y_i = (sum_j a_ij v_j + r_i sum_j b_ij v_j) / (sum_j a_ij + r_i sum_j b_ij)
     sum      y_i = alpha sum_j a_ij v_j / sum_j a_ij  +  beta sum_j b_ij v_j / (sum_j b_ij or 1)
 
 A token enters the memory when it leaves the window, already decayed to the present. All exponents of decays are
@@ -86,10 +86,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Read:
-    """What a query reads: unnormalised sums, the weights' sum in the last channel. Each (B, Hk, g, T, dv+1)."""
+    """What a query reads.
+
+    Attributes:
+        window, memory: unnormalised sums, the weights' sum in the last channel, (B, Hk, g, T, dv+1).
+        top: the largest score of the window, by which its weights are scaled down, (B, Hk, g, T, 1).
+    """
 
     window: Tensor
     memory: Tensor
+    top: Tensor
 
 
 def empty_state(tokens: Tokens, frame: Frame) -> State:
@@ -136,7 +142,8 @@ def read_all(
         reads.append(read)
     if len(reads) == 1:
         return reads[0], state
-    return Read(torch.cat([r.window for r in reads], -2), torch.cat([r.memory for r in reads], -2)), state
+    parts = ([getattr(read, name) for read in reads] for name in ("window", "memory", "top"))
+    return Read(*(torch.cat(part, -2) for part in parts)), state
 
 
 def _one_chunk(new: Tokens, frame: Frame, state: State, scale: float, sink_logits: Tensor | None) -> tuple[Read, State]:
@@ -155,13 +162,14 @@ def _one_chunk(new: Tokens, frame: Frame, state: State, scale: float, sink_logit
     features = torch.cat([state["features"], new.key_features], 2)
     since = decays.cumsum(2)  # log of what is left, from the first cached token on
     before = since[:, :, P - 1 : P] if P else torch.zeros_like(since[:, :, :1])
-    window = _read_window(new.queries, keys, values, near, state, scale, sink_logits) if frame.window else None
+    found = _read_window(new.queries, keys, values, near, state, scale, sink_logits) if frame.window else None
     far = there & ~near if frame.older else there
     if not frame.older and P:  # what is cached is in the memory already
         far = far & (columns >= P)
     memory = _read_memory(new, features, values, far, since, before, state["memory"])
     state = _next_state(new, frame, state, keys, values, features, decays, since, before, ranks)
-    return Read(torch.zeros_like(memory) if window is None else window, memory), state
+    window, top = (torch.zeros_like(memory), torch.zeros_like(memory[..., :1])) if found is None else found
+    return Read(window, memory, top), state
 
 
 def _read_window(
@@ -172,8 +180,8 @@ def _read_window(
     state: State,
     scale: float,
     sink_logits: Tensor | None,
-) -> Tensor:
-    """Softmax numerators and their sum, shifted by the row's largest score."""
+) -> tuple[Tensor, Tensor]:
+    """Softmax numerators and their sum, shifted by the row's largest score; and that score."""
     filled = state["sink_filled"]
     if filled.shape[1]:
         keys = torch.cat([state["sink_keys"], keys], 2)
@@ -187,9 +195,9 @@ def _read_window(
     top = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)  # a padded query sees nothing
     weights = (scores - top).exp()
     out = torch.einsum("bhgij,bhjv->bhgiv", weights[..., : values.shape[2]], _with_ones(values))
-    if sink_logits is None:
-        return out
-    return torch.cat([out[..., :-1], weights.sum(-1, keepdim=True)], -1)
+    if sink_logits is not None:
+        out = torch.cat([out[..., :-1], weights.sum(-1, keepdim=True)], -1)
+    return out, top
 
 
 def _read_memory(
@@ -259,9 +267,17 @@ def _with_ones(values: Tensor) -> Tensor:
     return torch.cat([values, torch.ones_like(values[..., :1])], -1)
 
 
-def join_shared(read: Read, share: Tensor) -> Tensor:
-    """Return (B, Hk, g, T, dv): both under one denominator, the window weighted by ``share`` (Hk, g, 1, 1)."""
-    total = read.window * share + read.memory
+LARGEST = 30.0
+"""Of the logarithm of a memory's share: beyond it nothing but the memory would be left anyway."""
+
+
+def join_shared(read: Read, log_share: Tensor) -> Tensor:
+    """Return (B, Hk, g, T, dv): both under one denominator.
+
+    Args:
+        log_share: logarithm of what the memory's weights are multiplied by, broadcastable to (B, Hk, g, T, 1).
+    """
+    total = read.window + read.memory * log_share.clamp_max(LARGEST).exp()
     return total[..., :-1] / total[..., -1:].clamp_min(EPS)
 
 

@@ -35,10 +35,10 @@ class MixerSpec:
         normaliser: what the memory's read-out is divided by where it stands alone, one of :data:`NORMALISERS`.
         conv: taps of a causal convolution over the memory's queries and keys; 0: none.
         sink_logits: learned logits per head that only enlarge the window's denominator.
-        window_weight: where the window's weight starts; ``shared``: a fraction, within the denominator; ``sum``: of its
-            output.
-        memory_weight: where the weight of the memory's output starts in a ``sum``.
+        window_weight: where the weight of the window's output starts in a ``sum``.
+        memory_weight: that of the memory's; ``shared``: of the memory's weights beside the window's.
         learn_weights: whether each head learns them.
+        per_query: ``shared``: whether the memory's weight also depends on the query and on the window's largest score.
         tied: one feature map for a key head and the query heads that share it.
         rope_last: the memory's features are rotated, rather than what they are made of.
         output_gate: each channel of the output is multiplied by a sigmoid of the hidden states.
@@ -60,6 +60,7 @@ class MixerSpec:
     window_weight: float = 1.0
     memory_weight: float = 1.0
     learn_weights: bool = True
+    per_query: bool = False
     tied: bool = False
     rope_last: bool = False
     output_gate: bool = False

@@ -15,10 +15,12 @@ import psutil
 import torch
 
 import compressor
+from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.limits import peak_device_memory, peak_memory
 from compressor.engine.observe import Observation
 from compressor.engine.output import container_bytes
 from compressor.engine.skeleton import Linear
+from compressor.engine.tensorfile import Layout
 from compressor.report.contents import read_contents
 from compressor.report.files import write_report
 from compressor.report.schema import (
@@ -70,7 +72,19 @@ def evaluate(run: Run) -> list[Evaluation]:
         "compressed": " + ".join(stage.label for stage in run.recipe.stages),
         "baseline": baseline_label(run),
     }
-    models = {who: (labels[who], run.outer(who), run.streams[who]) for who in ORDER if who in run.streams}
+    return evaluations(
+        {who: (labels[who], run.outer(who), run.streams[who]) for who in ORDER if who in run.streams}, run
+    )
+
+
+def evaluations(models: dict[str, tuple[str, BlockRunner, Stream]], run: Run) -> list[Evaluation]:
+    """Measure models whose streams of the evaluation windows have passed the blocks.
+
+    Args:
+        models: role -> (label, runner, stream).
+    """
+    texts = run.inputs.texts
+    assert texts is not None
     rows = measure.measure(models, texts, "dense")
     out = []
     for text, measured in zip(texts.texts, rows, strict=True):
@@ -120,8 +134,13 @@ def make_report(
     verification: Verification | None,
     started: str,
     warnings: list[str],
+    layouts: list[Layout] | None = None,
 ) -> Report:
-    """Put together everything but the total time."""
+    """Put together everything but the total time.
+
+    Args:
+        layouts: of the shards that were written, where the recipe and ``specs`` do not say it.
+    """
     skeleton, recipe = run.skeleton, run.recipe
     layers = _layers(run)
     experts = [Expert(**row) for record in run.journal.blocks for row in record["experts"]]
@@ -130,7 +149,7 @@ def make_report(
         expert.fallback = next(
             (why for name, why in fallbacks.items() if name.startswith(f"{expert.module}.{expert.expert}.")), None
         )
-    size = _size(run, specs, layers)
+    size = _size(run, layouts or predict_layouts(skeleton, recipe, specs, run.plan.narrowing), layers)
     baseline = _baseline(run, evaluation, size, layers)
     text_config = skeleton.config.get_text_config()
     return Report(
@@ -202,14 +221,13 @@ def _warnings(evaluation: list[Evaluation], extra: Sequence[str]) -> list[str]:
     return found
 
 
-def _size(run: Run, specs: dict[str, dict[str, Any]], layers: list[Layer]) -> Size:
+def _size(run: Run, layouts: list[Layout], layers: list[Layer]) -> Size:
     """The ledger measured from the written folder, beside the bytes accounted from the manifest.
 
     Raises:
         RuntimeError: the two differ by more than a percent, which would be a lie in the report.
     """
     skeleton, folder = run.skeleton, run.folder
-    layouts = predict_layouts(skeleton, run.recipe, specs, run.plan.narrowing)
     tensors = sum(prod(shape) * dtype.itemsize for layout in layouts for dtype, shape in layout.values())
     accounted = tensors + container_bytes(layouts)
     contents = read_contents(folder, carried_over=skeleton.extra)

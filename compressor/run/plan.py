@@ -22,6 +22,7 @@ from compressor.methods.decompose_settings import SvdLlmSettings
 from compressor.run.container import Container, container_of
 from compressor.run.embeddings import embedding_violations, foreseen_specs
 from compressor.run.foresee import foreseen_spec, violations
+from compressor.run.linear_plan import linear_stage, linear_violations, predicted_mixers
 from compressor.run.narrow_plan import Narrowing, foresee_narrow
 from compressor.run.planes import foreseen_planes, too_few_bits
 from compressor.run.ranks import SURVEYED_TOKENS, plain_ranks, too_small
@@ -61,7 +62,7 @@ class Plan:
     @property
     def container(self) -> Container:
         """What kind of folder will be written."""
-        return container_of(self.skeleton, self.specs)
+        return "compressor" if linear_stage(self.recipe.stages) else container_of(self.skeleton, self.specs)
 
     @property
     def outer_specs(self) -> dict[str, dict[str, Any]]:
@@ -227,7 +228,7 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     for asked, linears in zip(recipe.stages, targets, strict=True):
         broken += too_few_bits(asked, linears)
         ranks: dict[str, int | None] = {}
-        if asked.name == "transact":
+        if asked.name == "transact" or asked.kind == "linearize":
             continue
         if asked.kind == "decompose":
             small = too_small(asked, linears, skeleton)
@@ -252,6 +253,8 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     if recipe.save == "packed":
         specs = {**{name: dict(spec) for name, spec in skeleton.packed.items()}, **specs}
     seqlen = choose_seqlen(recipe.calibration.seqlen, skeleton.config, "--seqlen")
+    if linear := linear_stage(recipe.stages):
+        broken += linear_violations(linear, skeleton, seqlen)
     eval_seqlen = recipe.evaluation.seqlen or recipe.calibration.seqlen
     return Plan(
         skeleton=skeleton,
@@ -269,6 +272,8 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
 
 
 def _targets(stage: Stage, number: int, skeleton: Skeleton) -> tuple[Linear, ...]:
+    if stage.kind == "linearize":
+        return ()
     chosen = tuple(linear for linear in skeleton.linears if selects(stage.settings, linear.name))
     if not chosen:
         example = skeleton.linears[0].name
@@ -286,6 +291,7 @@ def predict_layouts(
     """Contents of every output shard: the outer tensors, then block by block."""
     if recipe.save == "dense" and narrowing is None:
         return dense_layouts(skeleton)
+    new = predicted_mixers(recipe.stages, skeleton)
     layouts = [outer_layout(skeleton, lambda name: name, specs)]
     for block in range(len(skeleton.block_names)):
         layout: Layout = {}
@@ -293,7 +299,7 @@ def predict_layouts(
             layout |= _stored_as(skeleton, name, specs, str)
             if narrowing is not None and name in narrowing.shapes:
                 layout[name] = (skeleton.stored(name)[0], narrowing.shapes[name])
-        layouts.append(layout)
+        layouts.append({**layout, **new.get(block, {})})
     return layouts
 
 

@@ -14,15 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from compressor.calibration.folders import data_folder
 from compressor.errors import UserError, nearest
 from compressor.methods.decompose_settings import DECOMPOSE_METHODS, DecomposeSettings
+from compressor.methods.linearize_settings import LINEARIZE_METHODS, LinearizeSettings
 from compressor.methods.quantize_settings import QUANTIZE_METHODS, QuantizeSettings
 from compressor.methods.settings import PRUNE_METHODS, PruneSettings
 from compressor.run.settings import CalibrationSettings, EvaluationSettings, OutputSettings
 
-Settings = PruneSettings | QuantizeSettings | DecomposeSettings
+Settings = PruneSettings | QuantizeSettings | DecomposeSettings | LinearizeSettings
 STAGES: dict[str, Mapping[str, type[Settings]]] = {
     "prune": PRUNE_METHODS,
     "quantize": QUANTIZE_METHODS,
     "decompose": DECOMPOSE_METHODS,
+    "linearize": LINEARIZE_METHODS,
 }
 """Kind of stage -> its methods' settings classes."""
 
@@ -174,6 +176,10 @@ def _overrides(
             re.compile(str(regex))
         except re.error as error:
             raise UserError(f"{where}: override {regex!r} is not a regular expression: {error}") from error
+        if issubclass(model, LinearizeSettings):
+            raise UserError(
+                f"{where}: layers are linearized alike; overrides mean nothing here", fix="keep_layers: [..]"
+            )
         whole = PER_STAGE + (WHOLE_MODEL if issubclass(model, DecomposeSettings) else ())
         if misplaced := [key for key in given if key in whole]:
             raise UserError(f"{where}: {misplaced[0]!r} belongs to the whole stage, not to override {regex!r}")
@@ -237,9 +243,9 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
     Raises:
         UserError: names the stage and the rule.
     """
-    if len(stages) > 1 and (alone := next((stage for stage in stages if stage.name == "transact"), None)):
+    if len(stages) > 1 and (alone := next((s for s in stages if s.name == "transact" or s.kind == "linearize"), None)):
         raise UserError(
-            f"{alone.label} changes the shapes of the model and must be the only stage",
+            f"{alone.label} changes the architecture of the model and must be the only stage",
             fix="run the others as commands of their own, before or on its output",
         )
     for number, (earlier, later) in enumerate(pairwise(stages), 2):

@@ -41,6 +41,8 @@ from compressor.run.decompose import decompose_block
 from compressor.run.embeddings import code_embeddings, coded_runner
 from compressor.run.folding import fold_scales
 from compressor.run.inputs import Inputs, load_inputs, probe_ids
+from compressor.run.linear_plan import linear_stage
+from compressor.run.linearize import linearize
 from compressor.run.narrow import narrow_block
 from compressor.run.plan import Plan, make_plan
 from compressor.run.plane_survey import survey_planes
@@ -106,21 +108,27 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
         runner = BlockRunner(plan.skeleton, device=plan.device, dtype=plan.dtype)
         run = Run(recipe, options, model, plan.skeleton, plan, inputs, runner, runner, journal, voice)
         run.timed("reading and checking the input", began)
-        _prepare(run)
-        verifier = Verifier(recipe, run.folder, plan) if recipe.verify else None
-        try:
-            with voice.progress(run.blocks, done=len(journal.blocks)) as ticker:
-                for block in range(len(journal.blocks), run.blocks):
-                    ticker.now(f"block {block + 1}")
-                    journal.finish_block(_visit_block(run, block), _states(run))
-                    ticker.advance()
-            report = _finish(run, verifier, started, began, warnings)
-        finally:
-            if verifier is not None:
-                verifier.stop()
+        carry_out = linearize if linear_stage(recipe.stages) else _compress
+        report = carry_out(run, started, began, warnings)
     publish(run.folder, options.output)
     shutil.rmtree(work, ignore_errors=True)
     return report
+
+
+def _compress(run: Run, started: str, began: float, warnings: list[str]) -> Report:
+    """Visit the blocks, each through all stages, and finish."""
+    _prepare(run)
+    verifier = Verifier(run.recipe, run.folder, run.plan) if run.recipe.verify else None
+    try:
+        with run.voice.progress(run.blocks, done=len(run.journal.blocks)) as ticker:
+            for block in range(len(run.journal.blocks), run.blocks):
+                ticker.now(f"block {block + 1}")
+                run.journal.finish_block(_visit_block(run, block), _states(run))
+                ticker.advance()
+        return _finish(run, verifier, started, began, warnings)
+    finally:
+        if verifier is not None:
+            verifier.stop()
 
 
 def _memory_warning(plan: Plan) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -10,7 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from compressor.hf.loading import packed_config_class, register
-from compressor.methods.linearize_variants import LINEARIZE_METHODS
+from compressor.methods.linearize_settings import LINEARIZE_METHODS
 from compressor.mixers.spec import MixerSpec
 
 register()
@@ -45,7 +46,8 @@ SPECS: dict[str, MixerSpec] = {
     "windowed, no gate, wide": method_spec("windowed", gate="none", features=2.0, rope=False),
     "lawcat, window": method_spec("lawcat", window=WINDOW, sinks=2),
     "supra, map per head": method_spec("supra", dense=False),
-    "refined under a window": MixerSpec("x", WINDOW, 2, "shared", 6, "relu", "refined", window_weight=0.5),
+    "windowed, weighed by queries": replace(method_spec("windowed"), per_query=True),
+    "refined under a window": MixerSpec("x", WINDOW, 2, "shared", 6, "relu", "refined"),
 }
 EXACT = [name for name, spec in SPECS.items() if spec.exact]
 FAMILY_OF = {name: sorted(FAMILIES)[number % len(FAMILIES)] for number, name in enumerate(SPECS)}

@@ -55,10 +55,11 @@ def expected(decay: str, window: int, sinks: int, older: bool, with_logits: bool
 
 def agree(read: Read, wanted: tuple[Tensor, ...], valid: Tensor, tolerance: float = 1e-10) -> None:
     """Compare what queries that are no padding read, relative to the size of the memory."""
-    for got, value, weight in ((read.window, *wanted[:2]), (read.memory, *wanted[2:])):
+    for got, value, weight in ((read.window, *wanted[:2]), (read.memory, *wanted[2:4])):
         both = torch.cat([value, weight[..., None]], -1)
         apart = (got - both).abs() / (1 + both.abs())
         assert apart.amax((1, 2, 4))[valid].max() < tolerance
+    assert (read.top[..., 0] - wanted[4]).abs().amax((1, 2))[valid].max() < tolerance
 
 
 def in_calls(tokens: Tokens, frame: Frame, lengths: list[int], chunk: int = 64, logits: Tensor | None = None) -> Read:
@@ -71,7 +72,7 @@ def in_calls(tokens: Tokens, frame: Frame, lengths: list[int], chunk: int = 64, 
             )
             reads.append(read)
             start += length
-    return Read(torch.cat([r.window for r in reads], -2), torch.cat([r.memory for r in reads], -2))
+    return Read(*(torch.cat([getattr(r, name) for r in reads], -2) for name in ("window", "memory", "top")))
 
 
 @pytest.mark.parametrize("decay", DECAYS)
@@ -109,12 +110,12 @@ def test_sink_logits_enlarge_the_denominator_only(window: int, older: bool) -> N
 def test_the_joins_are_those_of_the_docstring() -> None:
     tokens, share = case_tokens("scalar"), torch.rand(2, 2, 1, 1, dtype=torch.float64)
     older = read_all(tokens, Frame(8, 3, True, True), chunk=7, scale=SCALE)[0]
-    near, near_weight, far, far_weight = expected("scalar", 8, 3, True)
+    near, near_weight, far, far_weight, _ = expected("scalar", 8, 3, True)
     valid = tokens.valid[:, None, None, :, None]
-    shared = (share * near + far) / (share[..., 0] * near_weight + far_weight)[..., None]
-    assert (join_shared(older, share) - shared).mul(valid).abs().nan_to_num().max() < 1e-10
+    shared = (near + share * far) / (near_weight + share[..., 0] * far_weight)[..., None]
+    assert (join_shared(older, share.log()) - shared).mul(valid).abs().nan_to_num().max() < 1e-10
     whole = read_all(tokens, Frame(8, 3, False, False), chunk=7, scale=SCALE)[0]
-    near, near_weight, far, far_weight = expected("scalar", 8, 3, False)
+    near, near_weight, far, far_weight, _ = expected("scalar", 8, 3, False)
     for got, wanted in (
         (window_output(whole), near / near_weight[..., None]),
         (memory_output(whole, "sum"), far / far_weight[..., None]),
@@ -135,7 +136,7 @@ def test_a_long_enough_window_is_softmax_attention() -> None:
         is_causal=True,
         scale=SCALE,
     ).view(B, Hk, g, T, -1)
-    assert (join_shared(read, torch.tensor(0.3, dtype=torch.float64)) - softmax).abs().max() < 1e-12
+    assert (join_shared(read, torch.tensor(-1.2, dtype=torch.float64)) - softmax).abs().max() < 1e-12
     assert not read.memory.any()
 
 
@@ -172,15 +173,17 @@ def test_gradients_are_those_of_the_definition(decay: str, older: bool) -> None:
     direction = torch.randn(3, 2, 2, 25, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     direction = direction * plain.valid[:, None, None, :, None]
 
-    def total(near: Tensor, near_weight: Tensor, far: Tensor, far_weight: Tensor) -> Tensor:
+    def total(near: Tensor, near_weight: Tensor, far: Tensor, far_weight: Tensor, top: Tensor) -> Tensor:
         near_part = (near.sum(-1) + near_weight) * direction[..., 0]
-        return (near_part + (far.sum(-1) + far_weight.sin()) * direction[..., 1]).sum()
+        top_part = (top * near_weight).cos() * direction[..., 0]
+        return (near_part + top_part + (far.sum(-1) + far_weight.sin()) * direction[..., 1]).sum()
 
     first, second = differentiable(plain), differentiable(plain)
     extra = [logits().clone().requires_grad_() for _ in range(2)]
     total(*reference(first[0], frame, SCALE, extra[0])).backward()
     read = in_calls(second[0], frame, [11, 1], chunk=6, logits=extra[1])
-    total(read.window[..., :-1], read.window[..., -1], read.memory[..., :-1], read.memory[..., -1]).backward()
+    window, memory = read.window, read.memory
+    total(window[..., :-1], window[..., -1], memory[..., :-1], memory[..., -1], read.top[..., 0]).backward()
     for slow, fast in zip([*first[1], extra[0]], [*second[1], extra[1]], strict=True):
         assert slow.grad is not None and fast.grad is not None and slow.grad.any()
         assert ((slow.grad - fast.grad).abs() / (1 + slow.grad.abs())).max() < 1e-9
@@ -192,7 +195,7 @@ def test_gradcheck() -> None:
 
     def outputs(*parts: Tensor) -> Tensor:
         read, _ = read_all(Tokens(*parts[:3], whole.valid, *parts[3:]), Frame(2, 1, True, True), chunk=4)
-        return join_shared(read, parts[0].new_tensor(0.3))
+        return join_shared(read, parts[0].new_tensor(-1.2))
 
     assert torch.autograd.gradcheck(outputs, leaves)
 
@@ -229,7 +232,7 @@ def test_long_texts_in_single_precision_stay_in_bounds(decay: str, chunk: int, o
         read, state = read_all(tokens, Frame(8, 4, older, older), chunk=chunk)
     assert all(tensor.isfinite().all() for tensor in state.values())
     limit = tokens.values.abs().max() * 1.0001
-    joined = join_shared(read, torch.tensor(0.1)) if older else memory_output(read, "sum")
+    joined = join_shared(read, torch.tensor(2.3)) if older else memory_output(read, "sum")
     for out in (joined, window_output(read)):
         assert out.isfinite().all() and (out.abs() <= limit).all()
 

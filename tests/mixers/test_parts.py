@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from compressor.methods.linearize_variants import LINEARIZE_METHODS
+from compressor.methods.linearize_settings import LINEARIZE_METHODS
 from compressor.mixers.decays import DECAYS, START, Decay, slopes
 from compressor.mixers.maps import MAPS, PLAIN, FeatureMap, feature_width, first_weights, running_maximum
 from compressor.mixers.spec import MixerSpec, read_spec

@@ -31,6 +31,5 @@ def lawcat(head_dim: int, window: int, sinks: int, features: float, taps: int, g
         gate_rank,
         rope=False,
         conv=taps,
-        window_weight=0.5,
         tied=True,
     )

@@ -8,7 +8,8 @@ the linear attention; one denominator; no decay, no sinks.
 
 Ours differs: the keys' map is one for each key head, not for each query head that shares it, so that the state is
 as many times smaller. The window slides token by token in training as in decoding; the paper's "terrace" of blocks
-sees 64 to 128 tokens in training, which makes prefill and decoding two different models. The state is in fp32.
+sees 64 to 128 tokens in training, which makes prefill and decoding two different models. The learned weight is one of
+the memory, from 1 / 0.1 = 10 on, which is the same ratio without the bounds of a sigmoid. The state is in fp32.
 """
 
 from __future__ import annotations
@@ -20,4 +21,4 @@ from compressor.mixers.spec import MixerSpec
 def lolcats(head_dim: int, window: int, features: float) -> MixerSpec:
     """Return the spec; ``features`` is relative to ``head_dim`` (1 in the paper)."""
     width = feature_width(head_dim, features)
-    return MixerSpec("lolcats", window, 0, "shared", width, "hedgehog", window_weight=0.1)
+    return MixerSpec("lolcats", window, 0, "shared", width, "hedgehog", memory_weight=10.0)

@@ -1,0 +1,299 @@
+"""The main path of linearization: blocks learn alone, layers are chosen, the model learns as a whole, the result is
+judged.
+
+Reads top to bottom. The parts that it shares with other runs (planning, journal, publishing) are in ``run/stream.py``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from compressor.engine.checkpoint import open_checkpoint
+from compressor.engine.distill import Course, Distilled, distill
+from compressor.engine.forward import BlockRunner, Stream
+from compressor.engine.journal import write_atomically
+from compressor.engine.output import copy_companions, finish_shards, write_shard
+from compressor.engine.skeleton import build_skeleton
+from compressor.engine.tensorfile import Layout, layout_of, read_header, read_tensor, write_file
+from compressor.engine.transfer import Lesson, transfer_block
+from compressor.hf.linear_attention import LinearAttention
+from compressor.hf.linearized import attention_of
+from compressor.methods.linearize_settings import LinearizeSettings
+from compressor.report.schema import Report
+from compressor.run import finish
+from compressor.run.inputs import probe_ids
+from compressor.run.keep import choose, score_layers
+from compressor.run.linear_models import add_updates, linear_config, load_dense, make_student, trained_tensors
+from compressor.run.linear_plan import kept_count, mixer_layout, mixer_of
+from compressor.run.session import Run
+from compressor.run.transform import open_block
+from compressor.run.verify import Verifier
+from compressor.run.write import write_config
+
+TRAINED = "trained.safetensors"
+
+
+def linearize(run: Run, started: str, began: float, warnings: list[str]) -> Report:
+    """Carry out a recipe whose only stage linearizes. The run is prepared and its folder is held.
+
+    Raises:
+        UserError: an attention that cannot be linearized, training that diverges, or a result that does not reload.
+    """
+    verifier = Verifier(run.recipe, run.folder, run.plan) if run.recipe.verify else None
+    try:
+        since = time.perf_counter()
+        run.runner.load_outer()
+        run.streams = _start(run)
+        run.timed("embedding the token windows", since)
+        _transfer(run)
+        layers = _choose(run)
+        _distill(run, layers)
+        return _finish(run, layers, verifier, started, began, warnings)
+    finally:
+        if verifier is not None:
+            verifier.stop()
+
+
+def _settings(run: Run) -> LinearizeSettings:
+    settings = run.recipe.stages[0].settings
+    assert isinstance(settings, LinearizeSettings)
+    return settings
+
+
+def _start(run: Run) -> dict[str, Stream]:
+    """One stream of training windows, one of evaluation windows; both go through the dense model."""
+    assert run.inputs.calibration is not None  # such a stage needs data
+    streams = {"stage 0": run.runner.start(run.inputs.calibration.ids)}
+    if run.inputs.texts is not None:
+        streams["dense"] = run.runner.start(run.inputs.texts.ids)
+    if run.journal.blocks:
+        run.resumed_blocks = len(run.journal.blocks)
+        run.voice.say(f"resuming after block {run.resumed_blocks} of {run.blocks}")
+        for name, states in run.journal.load_states().items():
+            streams[name].states = states
+    return streams
+
+
+def _mixer_file(run: Run, block: int) -> Path:
+    return run.journal.folder / f"mixer-{block:05d}.safetensors"
+
+
+def _transfer(run: Run) -> None:
+    """Stage 1: every block's memory learns by itself; the journal remembers each."""
+    settings, spec = _settings(run), mixer_of(run.recipe.stages[0], run.skeleton)
+    lesson = Lesson(
+        settings.stages[0], settings.batch, settings.rate, settings.gate_rate, settings.memory_alone,
+        run.recipe.calibration.seed,
+    )  # fmt: skip
+    kept = set(settings.keep_layers)
+    with run.voice.progress(run.blocks * lesson.tokens, done=len(run.journal.blocks) * lesson.tokens) as ticker:
+        for block in range(len(run.journal.blocks), run.blocks):
+            run.runner.load_block(block)
+            work = open_block(run.skeleton, [linear for linear in run.skeleton.linears if linear.block == block])
+            record: dict[str, Any] = {"layers": list(work.layers.values()), "experts": [], "baseline": None}
+            since, done = time.perf_counter(), 0
+            if block not in kept:
+
+                def tick(tokens: int, error: float, block: int = block, since: float = since) -> None:
+                    nonlocal done
+                    speed = tokens / (time.perf_counter() - since)
+                    ticker.now(f"block {block + 1}: relative error {error:.3g}, {speed:.0f} tokens/s")
+                    ticker.advance(tokens - done)
+                    done = tokens
+
+                got = transfer_block(run.runner, block, run.streams["stage 0"], spec, lesson, tick)
+                write_file(_mixer_file(run, block), layout_of(got.tensors.items()), got.tensors.__getitem__)
+                record["transfer"] = {
+                    "before": got.before, "after": got.after, "memory": got.memory, "window": got.window,
+                    "curve": got.curve,
+                }  # fmt: skip
+                run.voice.detail(f"block {block + 1}: relative error {got.before:.3g} -> {got.after:.3g}")
+            run.timed("attention transfer", since)
+            for stream in run.streams.values():
+                run.runner.step(block, stream)
+            run.runner.release_block(block)
+            run.journal.finish_block(record, {name: stream.states for name, stream in run.streams.items()})
+            ticker.advance(lesson.tokens - done)
+
+
+def _mixer(run: Run, block: int) -> dict[str, Tensor]:
+    """What attention transfer has made of a block, by names relative to its attention."""
+    return {name: read_tensor(entry) for name, entry in read_header(_mixer_file(run, block)).items()}
+
+
+def _choose(run: Run) -> list[int]:
+    """Choose the layers that stay softmax; return those that are linearized."""
+    settings, facts, since = _settings(run), run.journal.facts, time.perf_counter()
+    count = kept_count(settings, run.blocks)
+    if "kept" not in facts:
+        scores: list[float] = []
+        kept = sorted(set(settings.keep_layers))
+        if count and not kept:
+            scores = _scores(run, settings)
+            kept = choose(settings.select, count, scores)
+        facts |= {"kept": kept, "scores": scores}
+        run.journal.write()
+        if scores and settings.select != "even":
+            order = sorted(range(run.blocks), key=lambda i: scores[i], reverse=settings.select != "kl-add")
+            shown = ", ".join(f"{layer}: {scores[layer]:.3g}" for layer in order)
+            run.voice.say(f"layers by {settings.select}: {shown}; staying softmax: {', '.join(map(str, kept))}")
+    run.timed("choosing layers", since)
+    return [layer for layer in range(run.blocks) if layer not in facts["kept"]]
+
+
+def _scores(run: Run, settings: LinearizeSettings) -> list[float]:
+    if settings.select in ("error", "even"):
+        return [record["transfer"]["after"] for record in run.journal.blocks]
+    spec = mixer_of(run.recipe.stages[0], run.skeleton)
+    assert run.inputs.calibration is not None
+    ids = run.inputs.calibration.ids
+    ids = ids[: max(1, settings.select_tokens // ids.shape[1])]
+
+    def student(block: int) -> LinearAttention:
+        module = LinearAttention(attention_of(run.skeleton.blocks[block])[1], spec, block)
+        module.load_state_dict(_mixer(run, block), strict=False)
+        return module
+
+    return score_layers(run.runner, ids, student, add=settings.select == "kl-add")
+
+
+def _mixers(run: Run, layers: Sequence[int]) -> dict[str, Tensor]:
+    """The new tensors of the linearized layers, by their names in the model."""
+    out = {}
+    for layer in layers:
+        path = f"{run.skeleton.block_names[layer]}.{attention_of(run.skeleton.blocks[layer])[0]}"
+        out |= {f"{path}.{name}": tensor for name, tensor in _mixer(run, layer).items()}
+    return out
+
+
+def _distill(run: Run, layers: list[int]) -> None:
+    """Stages 2 and 3: the model as a whole; leaves the trained tensors in a file."""
+    settings, folder, since = _settings(run), run.journal.folder, time.perf_counter()
+    if settings.trained == "none" or "distilled" in run.journal.facts:
+        return
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(
+        cpu=run.plan.device.type == "cpu", mixed_precision="bf16" if run.plan.device.type == "cuda" else "no"
+    )
+    dense = load_dense(run.skeleton, torch.float32, accelerator.device, trust_remote_code=run.options.trust_remote_code)
+    spec = mixer_of(run.recipe.stages[0], run.skeleton)
+    lora = settings.trained == "lora"
+    student = make_student(run.skeleton, dense, layers, spec, _mixers(run, layers), share=lora)
+    seed = run.recipe.calibration.seed
+    updates = add_updates(run.skeleton, student, settings.rank, seed) if lora else {}
+    course = Course(
+        tokens=settings.stages[1],
+        batch=settings.batch,
+        rate=settings.lora_rate if lora else settings.full_rate,
+        new_rate=settings.new_rate,
+        gate_rate=settings.gate_rate,
+        cross_entropy=settings.cross_entropy,
+        top_k=settings.top_k,
+        seed=seed + 1,
+    )
+    assert run.inputs.calibration is not None
+    ids = run.inputs.calibration.ids
+    with run.voice.progress(course.tokens) as ticker, torch.enable_grad():
+        reached, clock = 0, time.perf_counter()
+
+        def tick(step: int, steps: int, loss: float) -> None:
+            nonlocal reached
+            tokens = step * course.batch * ids.shape[1]
+            speed = tokens / (time.perf_counter() - clock)
+            ticker.now(f"step {step} of {steps}: KL {loss:.3g}, {speed:.0f} tokens/s")
+            ticker.advance(tokens - reached)
+            reached = tokens
+
+        found: Distilled = distill(dense, student, ids, course, accelerator, folder / "distill.pt", tick)
+    tensors = trained_tensors(student, updates)
+    write_file(folder / TRAINED, layout_of(tensors.items()), tensors.__getitem__)
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    run.journal.facts["distilled"] = {"curve": found.curve, "trained": settings.trained, "parameters": trained}
+    run.journal.write()
+    run.timed("distillation", since)
+
+
+def _write(run: Run, layers: list[int]) -> list[Layout]:
+    """Write the folder: the source's tensors, with those that were trained in their places, and the new ones."""
+    skeleton, folder = run.skeleton, run.folder
+    spec = mixer_of(run.recipe.stages[0], skeleton)
+    mixers, new = _mixers(run, layers), mixer_layout(skeleton, spec, layers)
+    file = run.journal.folder / TRAINED
+    trained = read_header(file) if file.exists() else {}
+
+    def read(name: str) -> Tensor:
+        if name in trained:
+            dtype = torch.float32 if name in mixers else skeleton.stored(name)[0]
+            return read_tensor(trained[name]).to(dtype)
+        return mixers[name] if name in mixers else _source(run, name)
+
+    layouts: list[Layout] = [{name: skeleton.stored(name) for name in skeleton.outer_tensors()}]
+    layouts[0] |= {name: (skeleton.checkpoint.tensors[name].dtype, skeleton.checkpoint.tensors[name].shape)
+                   for name in skeleton.extra}  # fmt: skip
+    for block in range(run.blocks):
+        own = {name: skeleton.stored(name) for name in skeleton.block_tensors(block)}
+        layouts.append({**own, **new.get(block, {})})
+    for number, layout in enumerate(layouts, 1):
+        write_shard(folder, number, len(layouts), layout, read)
+    finish_shards(folder, len(layouts))
+    copy_companions(skeleton.checkpoint.folder, folder)
+    write_config(folder, linear_config(skeleton, layers, spec))
+    recipe = yaml.safe_dump(run.recipe.resolved(), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "recipe.yaml", recipe)
+    return layouts
+
+
+def _source(run: Run, name: str) -> Tensor:
+    return run.skeleton.read(name) if name in run.skeleton.origins else run.skeleton.checkpoint.read(name)
+
+
+def _finish(
+    run: Run, layers: list[int], verifier: Verifier | None, started: str, began: float, warnings: list[str]
+) -> Report:
+    """Write, reload in a fresh process, evaluate what was written, and report."""
+    since = time.perf_counter()
+    for left in run.folder.glob("model*.safetensors"):  # of an interrupted run
+        left.unlink()
+    layouts = _write(run, layers)
+    run.timed("packing and writing", since)
+    since = time.perf_counter()
+    result = build_skeleton(open_checkpoint(run.folder))
+    runner = BlockRunner(result, device=run.plan.device, dtype=run.plan.dtype)
+    runner.load_outer()
+    streams = {"probe": runner.start(probe_ids(run.inputs, run.skeleton.config))}
+    if run.inputs.texts is not None:
+        streams["compressed"] = runner.start(run.inputs.texts.ids)
+    for block in range(run.blocks):
+        runner.load_block(block)
+        for stream in streams.values():
+            runner.step(block, stream)
+        runner.release_block(block)
+    run.timed("evaluating", since)
+    verification = None
+    if verifier is not None:
+        since = time.perf_counter()
+        run.voice.detail("reloading the result in a fresh process")
+        verification = verifier.check(streams["probe"].ids, runner.logits(streams["probe"], slice(0, 1)))
+        run.timed("verifying in a fresh process", since)
+    since = time.perf_counter()
+    evaluation = []
+    if run.inputs.texts is not None:
+        label = run.recipe.stages[0].label
+        models = {
+            "dense": ("dense", run.runner, run.streams["dense"]),
+            "compressed": (label, runner, streams["compressed"]),
+        }
+        evaluation = finish.evaluations(models, run)
+    run.timed("evaluating", since)
+    report = finish.make_report(run, {}, evaluation, verification, started, warnings, layouts)
+    report.tool.seconds = time.perf_counter() - began
+    finish.write(report, run)
+    return report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from compressor.mixers.spec import WHOLE, MixerSpec, read_spec
 
 CONFIG_KEY = "linear_attention"
 """In config.json: ``layers``, the indices of the linearized ones, and ``mixer``, what they compute."""
+
+PADDING = "padding_mask"
+"""Argument under which a body hands on which of its tokens are padding."""
 
 
 def linear_layers(config: Any) -> dict[int, MixerSpec]:
@@ -92,54 +96,55 @@ def linearize_model(model: Any) -> None:
     if not wanted:
         return
     body = model.base_model
+    given = _padding_of(body)
     for layer, spec in wanted.items():
         name, attention = attention_of(body.layers[layer])
         if not isinstance(attention, LinearAttention):
             if why := obstacle(attention, spec):
                 raise ValueError(f"{type(attention).__name__} of layer {layer} cannot be linearized: {why}")
-            setattr(body.layers[layer], name, linear := LinearAttention(attention, spec, layer))
-            _receive_padding(body.layers[layer], linear)
+            block = body.layers[layer]
+            setattr(block, name, linear := LinearAttention(attention, spec, layer))
+            linear.register_forward_pre_hook(partial(_take_padding, block, given), with_kwargs=True)
     model._is_stateful = True  # no assisted decoding: what a memory has taken in cannot be taken out
     keep = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     model._keep_in_fp32_modules_strict = keep | {"lin_"}
-    if not getattr(body, "_hands_on_padding", False):
-        body.register_forward_pre_hook(_hand_on_padding, with_kwargs=True)
-        body._hands_on_padding = True
 
 
-PADDING = "padding_mask"
-"""Argument under which the body hands on which of its tokens are padding."""
+def _padding_of(body: Any) -> dict[str, Any]:
+    """Return the place where ``body`` leaves its mask during a forward pass, for layers that are not handed it."""
+    if not hasattr(body, "_given_padding"):
+        body._given_padding = {}
+        body.register_forward_pre_hook(partial(_hand_on_padding, body._given_padding), with_kwargs=True)
+        body.register_forward_hook(partial(_forget_padding, body._given_padding), always_call=True)
+    return body._given_padding  # type: ignore[no-any-return]
 
 
-def _receive_padding(block: nn.Module, attention: LinearAttention) -> None:
-    """Give an attention what its block was given, where the block does not hand it on (StableLM's).
+def _forget_padding(given: dict[str, Any], *_: Any) -> None:
+    given.clear()
 
-    Gradient checkpointing computes a block again without its hooks: there such a block is refused, if there is padding.
+
+def _take_padding(
+    block: Any, given: dict[str, Any], attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give an attention what its body was given, where the block does not hand it on (StableLM's).
+
+    Raises:
+        ValueError: there is padding, and gradient checkpointing will compute the block again when the body is done.
     """
-    given: dict[str, Any] = {}
-
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given.update({PADDING: kwargs[PADDING]} if PADDING in kwargs else {})
-
-    def leave(*_: Any) -> None:
-        given.clear()
-
-    def call(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        again = block.training and getattr(block, "gradient_checkpointing", False) and torch.is_grad_enabled()
-        mask = given.get(PADDING) if PADDING not in kwargs else None
-        if again and mask is not None and not bool(mask.all()):
-            raise ValueError(
-                f"{type(block).__name__} forgets the padding when it is computed again: train it without padding, "
-                "or without gradient checkpointing"
-            )
-        return args, {**given, **kwargs}
-
-    block.register_forward_pre_hook(enter, with_kwargs=True)
-    block.register_forward_hook(leave, always_call=True)
-    attention.register_forward_pre_hook(call, with_kwargs=True)
+    if PADDING in kwargs or PADDING not in given:
+        return args, kwargs
+    again = block.training and getattr(block, "gradient_checkpointing", False) and torch.is_grad_enabled()
+    if again and not bool(given[PADDING].all()):
+        raise ValueError(
+            f"{type(block).__name__} forgets the padding when it is computed again: train it without padding, "
+            "or without gradient checkpointing"
+        )
+    return args, {**kwargs, **given}
 
 
-def _hand_on_padding(body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _hand_on_padding(
+    given: dict[str, Any], body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """Give the layers the mask of the padded tokens, which they would otherwise see only as part of a square mask.
 
     Raises:
@@ -153,6 +158,7 @@ def _hand_on_padding(body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
             "linearized attention needs an attention mask of shape (batch, tokens); a static cache, or a mask of "
             "another kind, cannot be used"
         )
+    given[PADDING] = mask
     return args, {**kwargs, PADDING: mask}
 
 

@@ -164,9 +164,18 @@ def _one_chunk(new: Tokens, frame: Frame, state: State, scale: float, sink_logit
     before = since[:, :, P - 1 : P] if P else torch.zeros_like(since[:, :, :1])
     found = _read_window(new.queries, keys, values, near, state, scale, sink_logits) if frame.window else None
     far = there & ~near if frame.older else there
-    if not frame.older and P:  # what is cached is in the memory already
-        far = far & (columns >= P)
-    memory = _read_memory(new, features, values, far, since, before, state["memory"])
+    # only these can have left the window within this call; else what is cached is in the memory already
+    at = slice(0, max(0, P + L - frame.window)) if frame.older else slice(P, P + L)
+    memory = _read_memory(
+        new,
+        features[:, :, at],
+        values[:, :, at],
+        far[..., at],
+        since[:, :, at],
+        since[:, :, P:],
+        before,
+        state["memory"],
+    )
     state = _next_state(new, frame, state, keys, values, features, decays, since, before, ranks)
     window, top = (torch.zeros_like(memory), torch.zeros_like(memory[..., :1])) if found is None else found
     return Read(window, memory, top), state
@@ -201,13 +210,18 @@ def _read_window(
 
 
 def _read_memory(
-    new: Tokens, features: Tensor, values: Tensor, far: Tensor, since: Tensor, before: Tensor, memory: Tensor
+    new: Tokens,
+    features: Tensor,
+    values: Tensor,
+    far: Tensor,
+    since: Tensor,
+    now: Tensor,
+    before: Tensor,
+    memory: Tensor,
 ) -> Tensor:
     """What the state gives, and what tokens of this chunk and of the cache give that are not in it yet."""
-    L = new.keys.shape[2]
-    now = since[:, :, -L:]
     old = torch.einsum("bhgif,bhfv->bhgiv", new.query_features * (now - before).exp()[:, :, None], memory)
-    if not features.shape[-1]:
+    if not features.shape[-1] or not features.shape[-2]:
         return old
     lost = (now[:, :, :, None] - since[:, :, None]).masked_fill(~far[:, None, :, :, None], 0)  # (B, Hk, L, n, 1 or f)
     if lost.shape[-1] == 1:

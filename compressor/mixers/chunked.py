@@ -227,7 +227,7 @@ def _read_memory(
     if lost.shape[-1] == 1:
         weights = torch.einsum("bhgif,bhjf->bhgij", new.query_features, features) * lost[:, :, None, ..., 0].exp()
     else:
-        weights = torch.einsum("bhgif,bhjf,bhijf->bhgij", new.query_features, features, lost.exp())
+        weights = torch.einsum("bhgif,bhijf->bhgij", new.query_features, features[:, :, None] * lost.exp())
     weights = weights.masked_fill(~far[:, None, None], 0)
     return old + torch.einsum("bhgij,bhjv->bhgiv", weights, _with_ones(values))
 

@@ -117,7 +117,10 @@ def carry_out(
     if output is None:
         raise UserError("no output folder given", fix="-o FOLDER")
     from compressor.cli.show import print_result
+    from compressor.engine.processes import rank, world_size
     from compressor.run.adapter import check_split
+    from compressor.run.distillation import assist
+    from compressor.run.linear_plan import linear_stage
     from compressor.run.stream import Options, compress, foresee
 
     if adapter is not None:
@@ -131,6 +134,13 @@ def carry_out(
         revision=revision,
         command=typed_command(),
     )
+    if world_size() > 1:
+        _, foreseen = foresee(recipe, model, trust_remote_code=trust_remote_code, revision=revision)
+        if linear_stage(recipe.stages) is None:
+            raise UserError("only linearize runs in several processes", fix="start it without accelerate launch")
+        if rank() > 0:
+            assist(foreseen, model, options)
+            return
     voice = make_voice(verbose, quiet)
     try:
         report = compress(recipe, model, options, voice)

@@ -156,14 +156,14 @@ def distill(
     return Distilled(curve, first)
 
 
-def _step(dense: nn.Module, model: nn.Module, ids: Tensor, course: Course, accelerator: Any) -> Tensor:
+def _step(dense: Any, model: Any, ids: Tensor, course: Course, accelerator: Any) -> Tensor:
     """Forward and backward of this process's windows; sums of KL and cross entropy over their tokens, (2,)."""
     device = accelerator.device
     vocabulary = dense.config.get_text_config().vocab_size
     micro = max(1, LOGITS_AT_ONCE // (ids.shape[1] * vocabulary))
     tokens = course.batch * ids.shape[1]
     total = torch.zeros(2, device=device)
-    parts = ids.split(micro)
+    parts = torch.split(ids, micro)
     for number, part in enumerate(parts):
         part = part.to(device)
         with torch.no_grad(), accelerator.autocast():

@@ -126,7 +126,8 @@ def _error(student: nn.Module, example: _Example) -> Tensor:
     """Relative squared error of the student's answer, a scalar."""
     out = student(*example.args, **example.kwargs)[0]
     wanted = example.answer.float()
-    return (out.float() - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+    error: Tensor = (out.float() - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+    return error
 
 
 def _measured(student: LinearAttention, examples: list[_Example], parts: str) -> float:

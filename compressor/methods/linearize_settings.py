@@ -48,7 +48,7 @@ class WindowedSettings(WindowSinkSettings):
             "hedgehog",
             self.gate,
             rope=self.rope,
-            window_weight=0.1,
+            per_query=True,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from compressor.report.environment import environment, yaml_text
+from compressor.report.linear_page import linear_page
 from compressor.report.numbers import bytes_text
 from compressor.report.schema import Report
 from compressor.report.sentences import headline, what_was_done
@@ -46,6 +47,7 @@ def model_card(report: Report, source_card: str | None = None) -> str:
     front["library_name"] = "transformers"
     front["pipeline_tag"] = "text-generation"
     front["tags"] = _tags(report)
+    linear = linear_page(report.linearization)
     packed = any(layer.format not in PLAIN for layer in report.layers)
     recipe = yaml_text(report.recipe)
     body = (
@@ -56,6 +58,9 @@ def model_card(report: Report, source_card: str | None = None) -> str:
             headline=headline(report),
             done=what_was_done(report),
             packed=packed,
+            own_code=packed or (report.linearization is not None and report.linearization.own_code),
+            kind="linearized" if linear else "compressed" if packed else "pruned",
+            linear=linear,
             licence=inherited.get("license"),
             recipe=recipe,
             fence=_fence(recipe),
@@ -71,6 +76,9 @@ def _tags(report: Report) -> list[str]:
     if any(layer.sparsity > 0 and layer.method != "kept" for layer in report.layers):
         tags += ["pruned", "sparse"]
     methods = {layer.method.split()[0] for layer in report.layers if layer.method != "kept" and layer.method.strip()}
+    if report.linearization is not None:
+        tags += ["linear-attention"]
+        methods.add(report.linearization.method)
     return tags + sorted(method for method in methods if HUB_NAME.fullmatch(method))
 
 

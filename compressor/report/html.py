@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from compressor.report.environment import environment
+from compressor.report.linear_page import linear_page
 from compressor.report.plot_layers import layer_panels, linear_axis, log_axis
 from compressor.report.plots import ledger_plot, perplexity_panels
 from compressor.report.schema import GROUPS, Expert, Layer, Report
@@ -104,5 +105,6 @@ def render_html(report: Report) -> str:
             shown=shown,
             left_out=len(layers) - len(shown),
             experts=shown_experts(report.experts),
+            linear=linear_page(report.linearization),
         )
     )

@@ -37,6 +37,12 @@ def bytes_text(count: int | None) -> str:
     return f"{_scaled(count, 3)[0]}{NBSP}{_scaled(count, 3)[1]}B"
 
 
+def tick_bytes(count: float) -> str:
+    """``1.25 MB``, ``2 GB``: no more digits than a tick needs."""
+    power = next((power for power in range(4) if abs(count) < 1000 ** (power + 1) * 0.9999), 4)
+    return f"{count / 1000**power:.6g}{NBSP}{('', 'k', 'M', 'G', 'T')[power]}B"
+
+
 def parameters_text(count: int) -> str:
     """``14.2 M``, ``656 k``, ``7.62 G``."""
     return str(count) if abs(count) < 1000 else NBSP.join(_scaled(count, 3))

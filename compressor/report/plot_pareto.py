@@ -9,7 +9,7 @@ from statistics import median
 
 from markupsafe import Markup, escape
 
-from compressor.report.numbers import NBSP, bytes_text, change, significant
+from compressor.report.numbers import bytes_text, change, significant, tick_bytes
 from compressor.report.pareto import Point
 from compressor.report.plot_labels import DISTANCES, OUTSIDE, Box, Label, Mark, Segment, place_labels, shortened
 from compressor.report.plot_layers import Axis
@@ -81,12 +81,6 @@ def _log_ticks(start: float, end: float, wanted: int) -> list[float]:
         if 2 * len(ticks) > wanted:
             break
     return ticks[:: max(1, math.ceil(len(ticks) / (wanted + 2)))]
-
-
-def tick_bytes(count: float) -> str:
-    """``1.25 MB``, ``2 GB``: no more digits than a tick needs."""
-    power = next((power for power in range(4) if abs(count) < 1000 ** (power + 1) * 0.9999), 4)
-    return f"{count / 1000**power:.6g}{NBSP}{('', 'k', 'M', 'G', 'T')[power]}B"
 
 
 def cap_of(perplexities: Sequence[float]) -> float:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from compressor.report.part import Part
+from compressor.report.schema_linear import Linearization
 
 SCHEMA_VERSION = 1
 
@@ -28,12 +31,6 @@ GROUPS: tuple[Group, ...] = (
     "container",
     "config, tokenizer, reader",
 )
-
-
-class Part(BaseModel):
-    """Base of every object in the report: unknown keys are errors; infinities survive the trip through JSON."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
 class Tool(Part):
@@ -194,6 +191,9 @@ class Report(Part):
     evaluation: list[Evaluation] = Field(default_factory=list)
     baseline: Baseline | None = Field(default=None, description="null when nothing was evaluated, or made smaller")
     verification: Verification | None = Field(default=None, description="null only when it was switched off")
+    linearization: Linearization | None = Field(
+        default=None, description="null unless attention was replaced by attention with a memory of constant size"
+    )
     timings: list[Timing] = Field(default_factory=list)
     memory: Memory | None = None
     versions: dict[str, str] = Field(default_factory=dict, description="python and packages")

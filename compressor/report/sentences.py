@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from compressor.report.linear_words import linear_done, linear_headline
 from compressor.report.numbers import NBSP, bytes_text, change, parameters_text, percent, significant
 from compressor.report.schema import Baseline, Evaluation, EvaluationRow, Report
 
@@ -22,28 +23,39 @@ def leading_text(evaluation: Sequence[Evaluation]) -> Evaluation | None:
 
 
 def headline(report: Report) -> str:
-    """``52.3 % of the bytes; stories perplexity 12.3 -> 14.1 (+14.6 %)``."""
-    size = report.size
+    """``52.3 % of the bytes; stories perplexity 12.3 -> 14.1 (+14.6 %)``.
+
+    A linearized model is as large as before: its cache and what its memory does stand there instead of the bytes.
+    """
+    size, quality = report.size, quality_told(report)
+    if report.linearization is not None:
+        return linear_headline(report.linearization, quality)
     saved = f"{percent(size.output_bytes / size.source_bytes)} of the bytes" if size.source_bytes else "size unknown"
+    return f"{saved}; {quality or 'quality not measured'}"
+
+
+def quality_told(report: Report) -> str:
+    """``stories perplexity 12.3 -> 14.1 (+14.6 %)``; empty where nothing was measured."""
     text = leading_text(report.evaluation)
-    if text is None:
-        return f"{saved}; quality not measured"
-    dense, ours = row_of(text, "dense"), row_of(text, "compressed")
-    if ours is None:
-        return f"{saved}; quality not measured"
+    ours = row_of(text, "compressed") if text is not None else None
+    if text is None or ours is None:
+        return ""
+    dense = row_of(text, "dense")
     flattery = " (the calibration text: flattering)" if text.in_domain else ""
     if dense is None:
-        return f"{saved}; {text.name} perplexity {significant(ours.perplexity, 3)}{flattery}"
+        return f"{text.name} perplexity {significant(ours.perplexity, 3)}{flattery}"
     before, after = significant(dense.perplexity, 3), significant(ours.perplexity, 3)
     worse = change(ours.perplexity, dense.perplexity)
-    return f"{saved}; {text.name} perplexity {before}{NBSP}{ARROW}{NBSP}{after} ({worse}){flattery}"
+    return f"{text.name} perplexity {before}{NBSP}{ARROW}{NBSP}{after} ({worse}){flattery}"
 
 
 def what_was_done(report: Report) -> str:
     """``42 of 42 linears by sparsegpt, 50.0 % zeros, stored as bitmask; calibrated on 131,072 tokens``."""
     done = [layer for layer in report.layers if layer.method != "kept"]
+    linear = linear_done(report.linearization) if report.linearization is not None else ""
     if not done:
-        return "nothing was changed"
+        return linear or "nothing was changed"
+    linear = f"{linear}; " if linear else ""
     methods = " and ".join(method for method, _ in Counter(layer.method for layer in done).most_common())
     formats = " and ".join(name for name, _ in Counter(layer.format for layer in done).most_common())
     weights = sum(layer.shape[0] * layer.shape[1] for layer in done)
@@ -57,7 +69,7 @@ def what_was_done(report: Report) -> str:
     classes = classes_told(report)
     told = f"; {classes}" if classes else ""
     return (
-        f"{len(done)} of {len(report.layers)} linears ({parameters_text(weights)} weights) by {methods}: "
+        f"{linear}{len(done)} of {len(report.layers)} linears ({parameters_text(weights)} weights) by {methods}: "
         f"{f'{percent(zeros)} zeros, ' if zeros else ''}stored as {formats}; {calibrated}{told}{cache}"
     )
 

@@ -38,8 +38,9 @@ def foreseen_spec(
         return foresee_low_rank(settings, linear.shape, dtype_name(linear.dtype), rank)
     if isinstance(settings, QuantizeSettings) and before is not None and before["format"] == "low-rank":
         return foresee_factors_of(stage.name, settings, before)
-    if not isinstance(settings, PruneSettings):
+    if isinstance(settings, QuantizeSettings):
         return foresee(stage.name, settings, linear.shape, dtype_name(linear.dtype))
+    assert isinstance(settings, PruneSettings)  # linearizing changes no matrix
     m, n = linear.shape
     common: dict[str, Any] = {"shape": [m, n], "dtype": dtype_name(linear.dtype)}
     if settings.group is not None:
@@ -75,11 +76,12 @@ def violations(stage: Stage, linear: Linear, packed: Mapping[str, Any] | None, *
     settings = stage.settings_of(linear.name)
     if isinstance(settings, DecomposeSettings):
         return []
-    if not isinstance(settings, PruneSettings):
+    if isinstance(settings, QuantizeSettings):
         if packed is not None and (stage.name in WITHOUT_ZERO or settings.correct):
             what = stage.name if stage.name in WITHOUT_ZERO else "a corrected code"
             return [f"{linear.name} is pruned, and {what} cannot say zero; start from its source, or use plain gptq"]
         return []
+    assert isinstance(settings, PruneSettings)
     found = []
     n = linear.shape[1]
     if (group := settings.group) is not None and n % group[1]:

@@ -29,7 +29,9 @@ def linear_config(skeleton: Skeleton, layers: Sequence[int], spec: MixerSpec) ->
 def load_dense(skeleton: Skeleton, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool) -> Any:
     """The source, whole."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         skeleton.checkpoint.folder, dtype=dtype, trust_remote_code=trust_remote_code
     )
@@ -47,7 +49,8 @@ def make_student(
     """
     config = packed_config_class(skeleton.config.model_type).from_dict(linear_config(skeleton, layers, spec))
     with init_empty_weights(include_buffers=False):
-        student = packed_model_class(type(config))(config)
+        made: Any = packed_model_class(type(config))  # type: ignore[arg-type]
+        student = made(config)
     weights = {name: value if share else value.clone() for name, value in dense.state_dict().items()}
     device = dense.device
     student.load_state_dict({**weights, **{name: value.to(device) for name, value in mixers.items()}}, assign=True)

@@ -101,7 +101,7 @@ def mixer_layout(skeleton: Skeleton, spec: MixerSpec, layers: list[int]) -> dict
 
 
 def predicted_mixers(stages: tuple[Stage, ...], skeleton: Skeleton) -> dict[int, Layout]:
-    """The new tensors by layer, as if the last layers stayed softmax; empty where nothing can or shall be linearized."""
+    """The new tensors by layer, as if the last layers stayed softmax; empty where nothing will be linearized."""
     stage = linear_stage(stages)
     if stage is None or linear_violations(stage, skeleton, 1 << 40):
         return {}

@@ -7,7 +7,6 @@ Reads top to bottom. The parts that it shares with other runs (planning, journal
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import yaml
 from torch import Tensor
 
 from compressor.engine.checkpoint import open_checkpoint
-from compressor.engine.distill import Course, Distilled, distill
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.journal import write_atomically
 from compressor.engine.output import copy_companions, finish_shards, write_shard
+from compressor.engine.processes import make_accelerator
 from compressor.engine.skeleton import build_skeleton
 from compressor.engine.tensorfile import Layout, layout_of, read_header, read_tensor, write_file
 from compressor.engine.transfer import Lesson, transfer_block
@@ -28,10 +27,12 @@ from compressor.hf.linearized import attention_of
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.report.schema import Report
 from compressor.run import finish
+from compressor.run.distillation import mixer_file, read_mixer, read_mixers, stopwatch, train_student
 from compressor.run.inputs import probe_ids
 from compressor.run.keep import choose, score_layers
-from compressor.run.linear_models import add_updates, linear_config, load_dense, make_student, trained_tensors
+from compressor.run.linear_models import linear_config
 from compressor.run.linear_plan import kept_count, mixer_layout, mixer_of
+from compressor.run.linear_report import linearization, proved
 from compressor.run.session import Run
 from compressor.run.transform import open_block
 from compressor.run.verify import Verifier
@@ -46,6 +47,7 @@ def linearize(run: Run, started: str, began: float, warnings: list[str]) -> Repo
     Raises:
         UserError: an attention that cannot be linearized, training that diverges, or a result that does not reload.
     """
+    accelerator = None if _settings(run).trained == "none" else make_accelerator(run.plan.device)
     verifier = Verifier(run.recipe, run.folder, run.plan) if run.recipe.verify else None
     try:
         since = time.perf_counter()
@@ -54,7 +56,7 @@ def linearize(run: Run, started: str, began: float, warnings: list[str]) -> Repo
         run.timed("embedding the token windows", since)
         _transfer(run)
         layers = _choose(run)
-        _distill(run, layers)
+        _distill(run, layers, accelerator)
         return _finish(run, layers, verifier, started, began, warnings)
     finally:
         if verifier is not None:
@@ -109,7 +111,9 @@ def _transfer(run: Run) -> None:
                     done = tokens
 
                 got = transfer_block(run.runner, block, run.streams["stage 0"], spec, lesson, tick)
-                write_file(_mixer_file(run, block), layout_of(got.tensors.items()), got.tensors.__getitem__)
+                write_file(
+                    mixer_file(run.journal.folder, block), layout_of(got.tensors.items()), got.tensors.__getitem__
+                )
                 record["transfer"] = {
                     "before": got.before, "after": got.after, "memory": got.memory, "window": got.window,
                     "curve": got.curve,
@@ -121,11 +125,6 @@ def _transfer(run: Run) -> None:
             run.runner.release_block(block)
             run.journal.finish_block(record, {name: stream.states for name, stream in run.streams.items()})
             ticker.advance(lesson.tokens - done)
-
-
-def _mixer(run: Run, block: int) -> dict[str, Tensor]:
-    """What attention transfer has made of a block, by names relative to its attention."""
-    return {name: read_tensor(entry) for name, entry in read_header(_mixer_file(run, block)).items()}
 
 
 def _choose(run: Run) -> list[int]:
@@ -158,65 +157,28 @@ def _scores(run: Run, settings: LinearizeSettings) -> list[float]:
 
     def student(block: int) -> LinearAttention:
         module = LinearAttention(attention_of(run.skeleton.blocks[block])[1], spec, block)
-        module.load_state_dict(_mixer(run, block), strict=False)
+        module.load_state_dict(read_mixer(run.journal.folder, block), strict=False)
         return module
 
     return score_layers(run.runner, ids, student, add=settings.select == "kl-add")
 
 
-def _mixers(run: Run, layers: Sequence[int]) -> dict[str, Tensor]:
-    """The new tensors of the linearized layers, by their names in the model."""
-    out = {}
-    for layer in layers:
-        path = f"{run.skeleton.block_names[layer]}.{attention_of(run.skeleton.blocks[layer])[0]}"
-        out |= {f"{path}.{name}": tensor for name, tensor in _mixer(run, layer).items()}
-    return out
-
-
-def _distill(run: Run, layers: list[int]) -> None:
-    """Stages 2 and 3: the model as a whole; leaves the trained tensors in a file."""
+def _distill(run: Run, layers: list[int], accelerator: Any) -> None:
+    """Stages 2 and 3: the model as a whole, with every process there is; leaves the trained tensors in a file."""
     settings, folder, since = _settings(run), run.journal.folder, time.perf_counter()
-    if settings.trained == "none" or "distilled" in run.journal.facts:
+    if accelerator is None:
         return
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(
-        cpu=run.plan.device.type == "cpu", mixed_precision="bf16" if run.plan.device.type == "cuda" else "no"
-    )
-    dense = load_dense(run.skeleton, torch.float32, accelerator.device, trust_remote_code=run.options.trust_remote_code)
-    spec = mixer_of(run.recipe.stages[0], run.skeleton)
-    lora = settings.trained == "lora"
-    student = make_student(run.skeleton, dense, layers, spec, _mixers(run, layers), share=lora)
-    seed = run.recipe.calibration.seed
-    updates = add_updates(run.skeleton, student, settings.rank, seed) if lora else {}
-    course = Course(
-        tokens=settings.stages[1],
-        batch=settings.batch,
-        rate=settings.lora_rate if lora else settings.full_rate,
-        new_rate=settings.new_rate,
-        gate_rate=settings.gate_rate,
-        cross_entropy=settings.cross_entropy,
-        top_k=settings.top_k,
-        seed=seed + 1,
-    )
+    accelerator.wait_for_everyone()  # those that help read the journal now
+    if "distilled" in run.journal.facts:
+        return
     assert run.inputs.calibration is not None
     ids = run.inputs.calibration.ids
-    with run.voice.progress(course.tokens) as ticker, torch.enable_grad():
-        reached, clock = 0, time.perf_counter()
-
-        def tick(step: int, steps: int, loss: float) -> None:
-            nonlocal reached
-            tokens = step * course.batch * ids.shape[1]
-            speed = tokens / (time.perf_counter() - clock)
-            ticker.now(f"step {step} of {steps}: KL {loss:.3g}, {speed:.0f} tokens/s")
-            ticker.advance(tokens - reached)
-            reached = tokens
-
-        found: Distilled = distill(dense, student, ids, course, accelerator, folder / "distill.pt", tick)
-    tensors = trained_tensors(student, updates)
+    with run.voice.progress(settings.stages[1]) as ticker:
+        tick = stopwatch(settings.batch * ids.shape[1], ticker.advance, ticker.now)
+        mixers = read_mixers(folder, run.plan, layers)
+        found, tensors, count = train_student(run.plan, run.options, layers, mixers, ids, folder, accelerator, tick)
     write_file(folder / TRAINED, layout_of(tensors.items()), tensors.__getitem__)
-    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-    run.journal.facts["distilled"] = {"curve": found.curve, "trained": settings.trained, "parameters": trained}
+    run.journal.facts["distilled"] = {"curve": found.curve, "trained": settings.trained, "parameters": count}
     run.journal.write()
     run.timed("distillation", since)
 
@@ -225,7 +187,7 @@ def _write(run: Run, layers: list[int]) -> list[Layout]:
     """Write the folder: the source's tensors, with those that were trained in their places, and the new ones."""
     skeleton, folder = run.skeleton, run.folder
     spec = mixer_of(run.recipe.stages[0], skeleton)
-    mixers, new = _mixers(run, layers), mixer_layout(skeleton, spec, layers)
+    mixers, new = read_mixers(run.journal.folder, run.plan, layers), mixer_layout(skeleton, spec, layers)
     file = run.journal.folder / TRAINED
     trained = read_header(file) if file.exists() else {}
 
@@ -293,7 +255,11 @@ def _finish(
         }
         evaluation = finish.evaluations(models, run)
     run.timed("evaluating", since)
-    report = finish.make_report(run, {}, evaluation, verification, started, warnings, layouts)
+    since = time.perf_counter()
+    proof, missing = proved(run)
+    run.timed("proving", since)
+    report = finish.make_report(run, {}, evaluation, verification, started, warnings + missing, layouts)
+    report.linearization = linearization(run, layers, proof)
     report.tool.seconds = time.perf_counter() - began
     finish.write(report, run)
     return report

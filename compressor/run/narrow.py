@@ -12,6 +12,7 @@ from torch import Tensor
 from compressor.engine.observe import observe
 from compressor.engine.skeleton import Linear
 from compressor.formats import Dense
+from compressor.methods.decompose_settings import TransactSettings
 from compressor.methods.narrowing import (
     expand_columns,
     expand_output,
@@ -37,6 +38,7 @@ def narrow_block(run: Run, number: int, block: int, work: BlockWork) -> None:
     prefix = run.skeleton.block_names[block]
     linears = {linear.name: linear for linear in run.skeleton.linears if linear.block == block}
     settings = run.stages[number].settings
+    assert isinstance(settings, TransactSettings)
     if narrowing.dims < narrowing.dims_before:
         output, values = linears[f"{prefix}.{OUTPUT}"], linears[f"{prefix}.{VALUES}"]
         began = time.perf_counter()

@@ -253,8 +253,8 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     if recipe.save == "packed":
         specs = {**{name: dict(spec) for name, spec in skeleton.packed.items()}, **specs}
     seqlen = choose_seqlen(recipe.calibration.seqlen, skeleton.config, "--seqlen")
-    if linear := linear_stage(recipe.stages):
-        broken += linear_violations(linear, skeleton, seqlen)
+    if linearizing := linear_stage(recipe.stages):
+        broken += linear_violations(linearizing, skeleton, seqlen)
     eval_seqlen = recipe.evaluation.seqlen or recipe.calibration.seqlen
     return Plan(
         skeleton=skeleton,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from linear_sample import sample_linearization
 
 from compressor.report.schema import (
     Baseline,
@@ -25,8 +26,8 @@ from compressor.report.schema import (
 )
 
 
-def full_report(blocks: int = 3) -> Report:
-    """Every optional field is set, every list has an entry."""
+def full_report(blocks: int = 3, *, linearized: bool = False) -> Report:
+    """Every optional field is set but the linearization, every list has an entry."""
     names = [f"model.layers.{block}.{part}" for block in range(blocks) for part in ("self_attn.q_proj", "mlp.up_proj")]
     layers = [
         Layer(
@@ -50,6 +51,7 @@ def full_report(blocks: int = 3) -> Report:
         for index, name in enumerate(names)
     ]
     return Report(
+        linearization=sample_linearization() if linearized else None,
         tool=Tool(version="0.1.0", command="compressor prune toy -o out", started="2026-01-02T03:04:05Z", seconds=12.5),
         model=Model(
             source="toy",

@@ -50,8 +50,9 @@ def parse(page: str) -> Strict:
     return parser
 
 
-def test_well_formed_and_loads_nothing(make_report: Make) -> None:
-    page = render_html(make_report())
+@pytest.mark.parametrize("linearized", [False, True])
+def test_well_formed_and_loads_nothing(make_report: Make, linearized: bool) -> None:
+    page = render_html(make_report(linearized=linearized))
     parser = parse(page)
     assert not parser.seen & {"script", "link", "img", "iframe", "object", "embed"}
     for tag, name, value in parser.attributes:
@@ -65,8 +66,9 @@ def test_well_formed_and_loads_nothing(make_report: Make) -> None:
     assert "@import" not in page
 
 
-def test_ids_are_unique_and_links_lead_somewhere(make_report: Make) -> None:
-    parser = parse(render_html(make_report()))
+@pytest.mark.parametrize("linearized", [False, True])
+def test_ids_are_unique_and_links_lead_somewhere(make_report: Make, linearized: bool) -> None:
+    parser = parse(render_html(make_report(linearized=linearized)))
     ids = [value for _, name, value in parser.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     targets = {value[1:] for _, name, value in parser.attributes if name == "href" and value}
@@ -115,7 +117,7 @@ def altered(path: tuple[Any, ...], value: Any) -> Any:
 
 def test_every_field_is_shown(make_report: Make) -> None:
     """Change any one number or word of the report, and the page changes; words stand in it literally."""
-    content = make_report(blocks=1).model_dump()
+    content = make_report(blocks=1, linearized=True).model_dump()
     assert not [key for key, value in content.items() if value in (None, [], {})], "the sample must fill everything"
     fields = {
         name for definition in (Report.model_json_schema()["$defs"]).values() for name in definition["properties"]
@@ -147,7 +149,7 @@ def test_hostile_names_are_escaped(make_report: Make) -> None:
             return [poison(entry) for entry in value]
         return HOSTILE if isinstance(value, str) else value
 
-    content = poison(make_report().model_dump())
+    content = poison(make_report(linearized=True).model_dump())
     content["versions"] = {HOSTILE: HOSTILE}
     content["machine"] = {HOSTILE: HOSTILE}
     content["recipe"] = {HOSTILE: [HOSTILE]}

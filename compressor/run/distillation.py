@@ -1,0 +1,123 @@
+"""End-to-end training of a linearized model, in the process that runs it and in those that help it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.engine.distill import Course, Distilled, distill
+from compressor.engine.journal import JOURNAL
+from compressor.engine.output import working_folder
+from compressor.engine.processes import make_accelerator
+from compressor.engine.tensorfile import read_header, read_tensor
+from compressor.hf.linearized import attention_of
+from compressor.methods.linearize_settings import LinearizeSettings
+from compressor.run.inputs import load_inputs
+from compressor.run.linear_models import add_updates, load_dense, make_student, trained_tensors
+from compressor.run.linear_plan import mixer_of
+from compressor.run.plan import Plan
+from compressor.run.progress import quiet
+from compressor.run.session import Options
+
+CHECKPOINT = "distill.pt"
+
+
+def course_of(settings: LinearizeSettings, seed: int) -> Course:
+    """How the settings want the whole model to be trained."""
+    return Course(
+        tokens=settings.stages[1],
+        batch=settings.batch,
+        rate=settings.lora_rate if settings.trained == "lora" else settings.full_rate,
+        new_rate=settings.new_rate,
+        gate_rate=settings.gate_rate,
+        cross_entropy=settings.cross_entropy,
+        top_k=settings.top_k,
+        seed=seed + 1,
+    )
+
+
+def mixer_file(folder: Path, block: int) -> Path:
+    """Where attention transfer leaves what it has made of a block."""
+    return folder / f"mixer-{block:05d}.safetensors"
+
+
+def read_mixer(folder: Path, block: int) -> dict[str, Tensor]:
+    """What attention transfer has made of a block, by names relative to its attention."""
+    return {name: read_tensor(entry) for name, entry in read_header(mixer_file(folder, block)).items()}
+
+
+def read_mixers(folder: Path, plan: Plan, layers: Sequence[int]) -> dict[str, Tensor]:
+    """The new tensors of the linearized layers, by their names in the model."""
+    out: dict[str, Tensor] = {}
+    for layer in layers:
+        path = f"{plan.skeleton.block_names[layer]}.{attention_of(plan.skeleton.blocks[layer])[0]}"
+        out |= {f"{path}.{name}": tensor for name, tensor in read_mixer(folder, layer).items()}
+    return out
+
+
+def train_student(
+    plan: Plan,
+    options: Options,
+    layers: Sequence[int],
+    mixers: Mapping[str, Tensor],
+    ids: Tensor,
+    folder: Path,
+    accelerator: Any,
+    tick: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> tuple[Distilled, dict[str, Tensor], int]:
+    """Load both models and train the linearized one. Every process of the run calls this, with the same arguments.
+
+    Returns:
+        The course that it took, the tensors it has changed, and how many parameters were trained.
+    """
+    stage = plan.recipe.stages[0]
+    settings, seed = stage.settings, plan.recipe.calibration.seed
+    assert isinstance(settings, LinearizeSettings)
+    low_rank = settings.trained == "lora"
+    dense = load_dense(plan.skeleton, torch.float32, accelerator.device, trust_remote_code=options.trust_remote_code)
+    spec = mixer_of(stage, plan.skeleton)
+    student = make_student(plan.skeleton, dense, layers, spec, mixers, share=low_rank)
+    updates = add_updates(plan.skeleton, student, settings.rank, seed) if low_rank else {}
+    with torch.enable_grad():
+        found = distill(dense, student, ids, course_of(settings, seed), accelerator, folder / CHECKPOINT, tick)
+    count = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    return found, trained_tensors(student, updates), count
+
+
+def assist(plan: Plan, model: str, options: Options) -> None:
+    """What every process but the first does: wait until the blocks have learnt, and train the whole model with it."""
+    settings = plan.recipe.stages[0].settings
+    assert isinstance(settings, LinearizeSettings)
+    if settings.trained == "none":
+        return
+    accelerator = make_accelerator(plan.device)
+    inputs = load_inputs(plan, model, options.trust_remote_code, quiet())
+    accelerator.wait_for_everyone()
+    work = working_folder(options.output)
+    facts = json.loads((work / JOURNAL).read_text())["facts"]
+    if "distilled" not in facts:
+        assert inputs.calibration is not None
+        layers = [layer for layer in range(len(plan.skeleton.blocks)) if layer not in facts["kept"]]
+        mixers = read_mixers(work, plan, layers)
+        train_student(plan, options, layers, mixers, inputs.calibration.ids, work, accelerator)
+    accelerator.end_training()
+
+
+def stopwatch(tokens_a_step: int, advance: Callable[[int], None], now: Callable[[str], None]) -> Any:
+    """A ``tick`` that says how far training is and how fast it goes."""
+    reached, clock = 0, time.perf_counter()
+
+    def tick(step: int, steps: int, loss: float) -> None:
+        nonlocal reached
+        speed = step * tokens_a_step / (time.perf_counter() - clock)
+        now(f"step {step} of {steps}: KL {loss:.3g}, {speed:.0f} tokens/s")
+        advance(step * tokens_a_step - reached)
+        reached = step * tokens_a_step
+
+    return tick

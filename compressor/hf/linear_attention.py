@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compressor.hf.linear_cache import linear_state
 from compressor.mixers.chunked import Frame, Read, Tokens, join_shared, memory_output, read_all, window_output
-from compressor.mixers.decays import Decay
+from compressor.mixers.decays import Decay, small_weights
 from compressor.mixers.maps import FeatureMap, running_maximum
 from compressor.mixers.spec import MEMORY, WHOLE, WINDOW, MixerSpec
 
@@ -33,16 +33,23 @@ class LinearAttention(nn.Module):
         layer: index of the layer, for the cache.
     """
 
-    def __init__(self, attention: nn.Module, spec: MixerSpec, layer: int) -> None:
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+
+    def __init__(self, attention: Any, spec: MixerSpec, layer: int) -> None:
         super().__init__()
         for name in OWN:
             if (child := getattr(attention, name, None)) is not None:
                 self.add_module(name, child)
         self.spec, self.layer_idx = spec, layer
         self.config = attention.config
-        self.head_dim = int(getattr(attention, "head_dim"))  # noqa: B009 - nn.Module says it may be a tensor
-        self.heads = attention.q_proj.out_features // self.head_dim
-        self.kv_heads = attention.k_proj.out_features // self.head_dim
+        self.head_dim = int(attention.head_dim)
+        self.heads: int = attention.q_proj.out_features // self.head_dim
+        self.kv_heads: int = attention.k_proj.out_features // self.head_dim
         self.scaling = float(getattr(attention, "scaling", self.head_dim**-0.5))
         self.parts = WHOLE
         with torch.device(attention.q_proj.weight.device if hasattr(attention.q_proj, "weight") else "cpu"):
@@ -55,7 +62,8 @@ class LinearAttention(nn.Module):
         if not spec.remembers:
             return
         if spec.map != "none":
-            self.lin_q = FeatureMap(spec.map, self.heads, self.head_dim, spec.features)
+            if not spec.tied:
+                self.lin_q = FeatureMap(spec.map, self.heads, self.head_dim, spec.features)
             self.lin_k = FeatureMap(spec.map, self.kv_heads, self.head_dim, spec.features)
         self.lin_decay = Decay(spec.decay, self.kv_heads, width, spec.features, spec.rank)
         if spec.conv:
@@ -63,6 +71,10 @@ class LinearAttention(nn.Module):
             taps[-1] = 1.0
             self.lin_conv_q = nn.Parameter(taps.repeat(self.heads, self.head_dim, 1))
             self.lin_conv_k = nn.Parameter(taps.repeat(self.kv_heads, self.head_dim, 1))
+        if spec.normaliser == "norm":
+            self.lin_norm = nn.Parameter(torch.ones(self.heads, self.head_dim))
+        if spec.output_gate:
+            self.lin_gate = nn.Parameter(small_weights(self.heads * self.head_dim, width))
         if spec.learn_weights and spec.join == "shared":
             self.lin_mix = nn.Parameter(torch.full((self.heads,), math.log(spec.memory_weight)))
             if spec.per_query:
@@ -120,7 +132,11 @@ class LinearAttention(nn.Module):
         if held is not None:
             held.advance({**after, **extra}, T)
         out = self._join(read, tokens.queries).to(hidden_states.dtype)
-        return out.permute(0, 3, 1, 2, 4).reshape(B, T, self.heads, self.head_dim)
+        out = out.permute(0, 3, 1, 2, 4).reshape(B, T, self.heads, self.head_dim)
+        if self.spec.output_gate:
+            gate = torch.sigmoid(hidden_states.to(dtype) @ self.lin_gate.to(dtype).T)
+            out = out * gate.view_as(out).to(out.dtype)
+        return out
 
     def _frame(self) -> Frame:
         spec = self.spec
@@ -131,17 +147,23 @@ class LinearAttention(nn.Module):
     def _join(self, read: Read, queries: Tensor) -> Tensor:
         spec = self.spec
         if self.parts == MEMORY or spec.join == "memory":
-            return memory_output(read, spec.normaliser)
+            return self._memory(read)
         if self.parts == WINDOW or spec.join == "window":
             return window_output(read)
         shape = (self.kv_heads, -1, 1, 1)
         if spec.join == "shared":
             return join_shared(read, self._log_share(read, queries))
-        near, far = window_output(read), memory_output(read, spec.normaliser)
+        near, far = window_output(read), self._memory(read)
         if not spec.learn_weights:
             return spec.window_weight * near + spec.memory_weight * far
         weights = self.lin_weights.to(near.dtype)
         return weights[:, 0].view(shape) * near + weights[:, 1].view(shape) * far
+
+    def _memory(self, read: Read) -> Tensor:
+        out = memory_output(read, self.spec.normaliser)
+        if self.spec.normaliser == "norm":
+            out = out * self.lin_norm.to(out.dtype).view(self.kv_heads, -1, 1, self.head_dim)
+        return out
 
     def _log_share(self, read: Read, queries: Tensor) -> Tensor:
         """Logarithm of the memory's weight: of each head, and of each query where it is asked for."""
@@ -150,7 +172,9 @@ class LinearAttention(nn.Module):
         shape = (self.kv_heads, -1, 1, 1)
         share = self.lin_mix.to(queries.dtype).view(shape)
         if self.spec.per_query:
-            asked = torch.einsum("bhgid,hgd->bhgi", queries, self.lin_query.to(queries.dtype).unflatten(0, shape[:2]))
+            asked = torch.einsum(
+                "bhgid,hgd->bhgi", queries, self.lin_query.to(queries.dtype).view(self.kv_heads, -1, self.head_dim)
+            )
             share = share - self.lin_top.to(queries.dtype).view(shape) * read.top + asked[..., None]
         return share
 
@@ -178,26 +202,29 @@ class LinearAttention(nn.Module):
             zero = v.new_zeros(B, self.kv_heads, T, 1)
             return Tokens(queries, turned_k.to(dtype), v, valid, self._grouped_features(nothing), nothing, zero), extra
         log_decay = self.lin_decay(hidden.to(dtype), k.to(dtype))
-        fq, fk = ((turned_q, turned_k) if spec.rope else (q, k)) if not spec.conv else (q, k)
+        first = spec.rope and not spec.conv and not spec.rope_last
+        fq, fk = (turned_q, turned_k) if first else (q, k)
         fq, fk = fq.to(dtype), fk.to(dtype)
         if spec.conv:
             fq, extra["extra_conv_q"] = _convolve(fq, self.lin_conv_q, valid, state.get("extra_conv_q"))
             fk, extra["extra_conv_k"] = _convolve(fk, self.lin_conv_k, valid, state.get("extra_conv_k"))
-            if spec.rope and rotary is not None:
+            if spec.rope and not spec.rope_last and rotary is not None:
                 fq, fk = _rotate(fq, rotary), _rotate(fk, rotary)
         fq = self._grouped(fq)
         if spec.map != "none":
-            fq, fk = self.lin_q(fq), self.lin_k(fk)
+            fq, fk = (self.lin_k if spec.tied else self.lin_q)(fq), self.lin_k(fk)
         if spec.map == "exp":
             fq = (fq - fq.amax(-1, keepdim=True)).exp()
             fk, lost, extra["extra_highest"] = running_maximum(fk, valid, state.get("extra_highest"))
             log_decay = log_decay + lost
+        if spec.rope_last and rotary is not None:
+            fq, fk = self._grouped(_rotate(fq.flatten(1, 2), rotary)), _rotate(fk, rotary)
         near_q, near_k = (turned_q, turned_k) if spec.window_rope else (q, k)
         return Tokens(self._grouped(near_q.to(dtype)), near_k.to(dtype), v, valid, fq, fk, log_decay), extra
 
     def _grouped(self, heads: Tensor) -> Tensor:
         """(B, H, T, x) -> (B, Hk, g, T, x): consecutive query heads share a key head."""
-        return heads.unflatten(1, (self.kv_heads, -1))
+        return heads.view(heads.shape[0], self.kv_heads, -1, *heads.shape[2:])
 
     def _grouped_features(self, nothing: Tensor) -> Tensor:
         return nothing[:, :, None].expand(-1, -1, self.heads // self.kv_heads, -1, -1)

@@ -98,7 +98,8 @@ def linear_state(cache: Cache, layer: int) -> LinearState:
     Where it is an empty one, it is replaced; so every kind of cache works, whoever has made it.
 
     Raises:
-        ValueError: the cache holds keys and values for this layer already: another model has filled it.
+        ValueError: the cache holds keys and values for this layer already: another model has filled it; or it is a
+            static one, whose masks count places rather than tokens.
     """
     while len(cache.layers) <= layer:
         replicate = getattr(cache, "layer_class_to_replicate", None)
@@ -106,11 +107,13 @@ def linear_state(cache: Cache, layer: int) -> LinearState:
     found = cache.layers[layer]
     if isinstance(found, LinearState):
         return found
+    if getattr(found, "is_compileable", False):
+        raise ValueError("a linearized attention layer cannot use a static cache: leave cache_implementation out")
     length = found.get_seq_length()
     if int(length) > 0:
         raise ValueError(f"layer {layer} is linearized, but the cache already holds keys and values for it")
-    cache.layers[layer] = LinearState()
-    return cache.layers[layer]
+    cache.layers[layer] = state = LinearState()
+    return state
 
 
 def state_bytes(cache: Cache) -> int:

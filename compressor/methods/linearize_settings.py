@@ -1,94 +1,20 @@
-"""The settings of the linearizing methods: one frozen class each; the descriptions are help and recipe schema."""
+"""The settings of the linearizing methods: one frozen class each; the descriptions are help and recipe schema.
+
+What all of them take is in ``linearize_base.py``, the published methods in ``linearize_variants.py``.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from compressor.methods.linearize_base import LinearizeSettings
+from compressor.methods.linearize_variants import PUBLISHED
+from compressor.mixers.maps import feature_width
 from compressor.mixers.spec import MixerSpec
 
-BUDGETS: dict[str, tuple[int, int, int]] = {
-    "smoke": (1_000_000, 1_000_000, 0),
-    "small": (20_000_000, 20_000_000, 0),
-    "medium": (100_000_000, 600_000_000, 0),
-    "large": (300_000_000, 1_000_000_000, 1_000_000_000),
-}
-"""Tokens of attention transfer, of end-to-end distillation, and of longer contexts."""
-
-FULL_FROM = 100_000_000
-"""Tokens of distillation from which all weights are worth training; below, low-rank updates forget less."""
-
-
-class LinearizeSettings(BaseModel):
-    """What every linearizing method takes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
-
-    keep_attention: float = Field(
-        0.25, ge=0, description="layers that stay softmax attention: a fraction below 1, or a number of layers"
-    )
-    keep_layers: tuple[int, ...] = Field((), description="which layers stay softmax attention, instead of a choice")
-    select: Literal["kl-add", "kl-replace", "error", "even"] = Field(
-        "kl-add",
-        description="how they are chosen: kl-add: those whose softmax brings the linearized model closest to the dense "
-        "one; kl-replace: those whose replacement alone takes the dense model farthest; error: those that were "
-        "matched worst; even: evenly spaced",
-    )
-    select_tokens: int = Field(16384, ge=1, description="calibration tokens that layers are chosen on")
-    budget: Literal["smoke", "small", "medium", "large"] = Field(
-        "smoke", description="tokens to train on: smoke 2M, small 40M, medium 700M, large 2.3B"
-    )
-    tokens: int | None = Field(None, ge=1, description="tokens to train on, half of them for each stage of training")
-    batch: int = Field(8, ge=1, description="token windows in a training step")
-    rate: float = Field(1e-2, gt=0, lt=1, description="attention transfer: learning rate of feature maps and weights")
-    gate_rate: float = Field(1e-3, gt=0, lt=1, description="learning rate of decays, in both stages of training")
-    memory_alone: float = Field(
-        0.5, ge=0, le=1, description="attention transfer: share of steps in which the memory is trained without window"
-    )
-    train: Literal["auto", "lora", "full", "none"] = Field(
-        "auto", description="end to end: low-rank updates of q, k, v, o; all weights; or nothing (auto: by the tokens)"
-    )
-    rank: int = Field(8, ge=1, description="lora: rank of the updates")
-    lora_rate: float = Field(1e-4, gt=0, lt=1, description="lora: learning rate")
-    full_rate: float = Field(1e-5, gt=0, lt=1, description="full: learning rate of the weights that the model had")
-    new_rate: float = Field(1e-3, gt=0, lt=1, description="end to end: learning rate of what is new")
-    cross_entropy: float = Field(0.1, ge=0, description="end to end: weight of the text itself beside the dense model")
-    top_k: int = Field(
-        0, ge=0, description="end to end: learn from so many logits of the dense model and the rest as one; 0: all"
-    )
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether calibration inputs are needed."""
-        return True
-
-    @property
-    def stages(self) -> tuple[int, int, int]:
-        """Tokens of attention transfer, of end-to-end distillation, and of longer contexts."""
-        first, second, third = BUDGETS[self.budget]
-        if self.tokens is not None:
-            first, second, third = self.tokens - self.tokens // 2, self.tokens // 2, 0
-        return (first, 0, 0) if self.train == "none" else (first, second, third)
-
-    @property
-    def trained(self) -> Literal["lora", "full", "none"]:
-        """What end-to-end distillation trains."""
-        if self.train != "auto":
-            return self.train
-        return "full" if self.stages[1] >= FULL_FROM else "lora"
-
-    def label(self, method: str) -> str:
-        """What was asked for, in a few words."""
-        if self.keep_layers:
-            kept = f"layers {', '.join(map(str, self.keep_layers))} kept"
-        else:
-            kept = f"{self.keep_attention:g} kept" if self.keep_attention else "none kept"
-        return f"{method}, {kept}"
-
-    def mixer(self, method: str, head_dim: int) -> MixerSpec:
-        """What a linearized layer computes, for heads of ``head_dim`` channels."""
-        raise NotImplementedError
+__all__ = ["LINEARIZE_METHODS", "LinearizeSettings", "WindowSinkSettings", "WindowedSettings"]
 
 
 class WindowSinkSettings(LinearizeSettings):
@@ -113,13 +39,12 @@ class WindowedSettings(WindowSinkSettings):
 
     def mixer(self, method: str, head_dim: int) -> MixerSpec:
         """The default composition (docs/linearize.md)."""
-        features = max(2, 2 * round(head_dim * self.features / 2))
         return MixerSpec(
             method,
             self.window,
             self.sinks,
             "shared",
-            features,
+            feature_width(head_dim, self.features),
             "hedgehog",
             self.gate,
             rope=self.rope,
@@ -130,5 +55,6 @@ class WindowedSettings(WindowSinkSettings):
 LINEARIZE_METHODS: dict[str, type[LinearizeSettings]] = {
     "windowed": WindowedSettings,
     "window-sink": WindowSinkSettings,
+    **PUBLISHED,
 }
 """Method -> its settings."""

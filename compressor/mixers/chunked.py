@@ -1,5 +1,4 @@
-"""Softmax over a window and a decaying memory of everything older, chunk by chunk: one function for training, prefill and
-decoding.
+"""Softmax over a window and a decaying memory of all that is older, chunk by chunk: in training, prefill and decoding.
 
 For query i, with scores s_ij = q_i . k_j / sqrt(d), features f_q, f_k >= 0 or any sign, and decay g per token:
 
@@ -9,9 +8,10 @@ For query i, with scores s_ij = q_i . k_j / sqrt(d), features f_q, f_k >= 0 or a
     shared   y_i = (sum_j a_ij v_j + r_i sum_j b_ij v_j) / (sum_j a_ij + r_i sum_j b_ij)
     sum      y_i = alpha sum_j a_ij v_j / sum_j a_ij  +  beta sum_j b_ij v_j / (sum_j b_ij or 1)
 
-A token enters the memory when it leaves the window, already decayed to the present. All exponents of decays are differences
-<= 0, so that nothing overflows however long the text. A value carries a one as its last channel, which makes numerator
-and denominator one product. Decoding is the case of a chunk of one token, so that it cannot differ from prefill.
+A token enters the memory when it leaves the window, already decayed to the present. All exponents of decays are
+differences <= 0, so that nothing overflows however long the text. A value carries a one as its last channel, which
+makes numerator and denominator one product. Decoding is the case of a chunk of one token, so that it cannot differ
+from prefill.
 
 The shared denominator is LoLCATs' (arXiv 2410.10254, eq. 7); the chunked form, sinks and padding are ours.
 """
@@ -28,9 +28,9 @@ EPS = 1e-6
 State = dict[str, Tensor]
 """What a layer remembers, each tensor with the batch first:
 
-memory (B, Hk, f, dv+1), and with a window the last tokens keys (B, Hk, P, d), values (B, Hk, P, dv), features (B, Hk, P, f),
-decays (B, Hk, P, 1 or f), rank (B, P) int64; sink_keys (B, Hk, m, d), sink_values (B, Hk, m, dv), sink_filled (B, m);
-count (B) int64, the valid tokens so far.
+memory (B, Hk, f, dv+1), and with a window the last tokens keys (B, Hk, P, d), values (B, Hk, P, dv), features (B,
+Hk, P, f), decays (B, Hk, P, 1 or f), rank (B, P) int64; sink_keys (B, Hk, m, d), sink_values (B, Hk, m, dv),
+sink_filled (B, m); count (B) int64, the valid tokens so far.
 """
 
 
@@ -41,7 +41,7 @@ class Tokens:
     Attributes:
         queries: (B, Hk, g, T, d); keys: (B, Hk, T, d); values: (B, Hk, T, dv).
         valid: (B, T) bool, False for padding.
-        query_features: (B, Hk, g, T, f); key_features: (B, Hk, T, f). Empty features (f = 0) where nothing is remembered.
+        query_features: (B, Hk, g, T, f); key_features: (B, Hk, T, f). Empty (f = 0) where nothing is remembered.
         log_decay: (B, Hk, T, 1 or f), <= 0: what is kept of the memory when this token comes, in logarithms.
     """
 
@@ -73,7 +73,7 @@ class Frame:
 
     Attributes:
         window: softmax tokens, the query's own included; 0: none.
-        sinks: first valid tokens of a row that stay in the softmax.
+        sinks: first valid tokens of a row that stay in the softmax; without a window there are none.
         older: the memory holds what has left the window; else every token up to the query's.
         shared: one denominator for both.
     """
@@ -164,9 +164,18 @@ def _one_chunk(new: Tokens, frame: Frame, state: State, scale: float, sink_logit
     before = since[:, :, P - 1 : P] if P else torch.zeros_like(since[:, :, :1])
     found = _read_window(new.queries, keys, values, near, state, scale, sink_logits) if frame.window else None
     far = there & ~near if frame.older else there
-    if not frame.older and P:  # what is cached is in the memory already
-        far = far & (columns >= P)
-    memory = _read_memory(new, features, values, far, since, before, state["memory"])
+    # only these can have left the window within this call; else what is cached is in the memory already
+    at = slice(0, max(0, P + L - frame.window)) if frame.older else slice(P, P + L)
+    memory = _read_memory(
+        new,
+        features[:, :, at],
+        values[:, :, at],
+        far[..., at],
+        since[:, :, at],
+        since[:, :, P:],
+        before,
+        state["memory"],
+    )
     state = _next_state(new, frame, state, keys, values, features, decays, since, before, ranks)
     window, top = (torch.zeros_like(memory), torch.zeros_like(memory[..., :1])) if found is None else found
     return Read(window, memory, top), state
@@ -201,19 +210,24 @@ def _read_window(
 
 
 def _read_memory(
-    new: Tokens, features: Tensor, values: Tensor, far: Tensor, since: Tensor, before: Tensor, memory: Tensor
+    new: Tokens,
+    features: Tensor,
+    values: Tensor,
+    far: Tensor,
+    since: Tensor,
+    now: Tensor,
+    before: Tensor,
+    memory: Tensor,
 ) -> Tensor:
     """What the state gives, and what tokens of this chunk and of the cache give that are not in it yet."""
-    L = new.keys.shape[2]
-    now = since[:, :, -L:]
     old = torch.einsum("bhgif,bhfv->bhgiv", new.query_features * (now - before).exp()[:, :, None], memory)
-    if not features.shape[-1]:
+    if not features.shape[-1] or not features.shape[-2]:
         return old
     lost = (now[:, :, :, None] - since[:, :, None]).masked_fill(~far[:, None, :, :, None], 0)  # (B, Hk, L, n, 1 or f)
     if lost.shape[-1] == 1:
         weights = torch.einsum("bhgif,bhjf->bhgij", new.query_features, features) * lost[:, :, None, ..., 0].exp()
     else:
-        weights = torch.einsum("bhgif,bhjf,bhijf->bhgij", new.query_features, features, lost.exp())
+        weights = torch.einsum("bhgif,bhijf->bhgij", new.query_features, features[:, :, None] * lost.exp())
     weights = weights.masked_fill(~far[:, None, None], 0)
     return old + torch.einsum("bhgij,bhjv->bhgiv", weights, _with_ones(values))
 
@@ -237,7 +251,8 @@ def _next_state(
     end = since[:, :, -1:]
     fold = slice(0, gone) if frame.older else slice(P, P + L)
     memory = state["memory"] * (end - before).exp().transpose(2, 3)
-    entering = (ranks[:, fold] >= (frame.sinks if frame.older else 0))[:, None, :, None]
+    first = frame.sinks if frame.older and frame.window else 0  # sinks stay in the window, where there is one
+    entering = (ranks[:, fold] >= first)[:, None, :, None]
     weighted = features[:, :, fold] * (end - since[:, :, fold]).exp() * entering
     memory = memory + torch.einsum("bhjf,bhjv->bhfv", weighted, _with_ones(values[:, :, fold]))
     sinks = {name: state[name] for name in ("sink_keys", "sink_values", "sink_filled")}
@@ -286,10 +301,12 @@ def window_output(read: Read) -> Tensor:
 
 
 def memory_output(read: Read, normaliser: str) -> Tensor:
-    """Return (B, Hk, g, T, dv): the memory alone, divided by the sum of its weights, by its size, or by nothing."""
+    """Return (B, Hk, g, T, dv): the memory alone, divided by what ``spec.NORMALISERS`` says."""
     value, weight = read.memory[..., :-1], read.memory[..., -1:]
     if normaliser == "sum":
         return value / weight.clamp_min(EPS)
-    if normaliser == "norm":
+    if normaliser == "group":
+        value = value - value.mean(-1, keepdim=True)
+    if normaliser in ("norm", "group"):
         return value * (value.square().mean(-1, keepdim=True) + EPS).rsqrt()
     return value

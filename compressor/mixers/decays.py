@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 DECAYS = ("none", "fixed", "scalar", "layer", "lowrank", "pooled", "refined")
-"""none: 1. fixed: a constant per head (Lightning, ALiBi's slopes). scalar: one gate per head and token. layer: one per token
-(Lizard). lowrank: one per channel through a narrow product (LAWCAT, GLA). pooled: per channel, from the key itself, nothing
-learned (Liger). refined: per channel, between g^2 and 1 - (1 - g)^2 (ReGLA)."""
+"""none: 1. fixed: a constant per head (Lightning, ALiBi's slopes). scalar: one gate per head and token. layer: one
+per token (Lizard). lowrank: one per channel through a narrow product (LAWCAT, GLA). pooled: per channel, from the
+key itself, nothing learned (Liger). refined: per channel, between g^2 and 1 - (1 - g)^2 (ReGLA)."""
 
 START = 0.998
 """What a gate keeps at first: half of the memory after 350 tokens."""
@@ -43,12 +43,12 @@ class Decay(nn.Module):
             self.weight = nn.Parameter(torch.zeros(gates, width))
             self.bias = nn.Parameter(torch.full((gates,), open_at))
         elif kind == "lowrank":
-            self.inner = nn.Parameter(_small(rank, width))
-            self.outer = nn.Parameter(_small(heads * features, rank))
+            self.inner = nn.Parameter(small_weights(rank, width))
+            self.outer = nn.Parameter(small_weights(heads * features, rank))
             self.bias = nn.Parameter(torch.full((heads * features,), open_at - math.log(DAMPED)))
         elif kind == "refined":
-            self.weight = nn.Parameter(_small(heads * features, width))
-            self.refine = nn.Parameter(_small(heads * features, width))
+            self.weight = nn.Parameter(small_weights(heads * features, width))
+            self.refine = nn.Parameter(small_weights(heads * features, width))
             self.bias = nn.Parameter(torch.full((heads * features,), open_at))
 
     def forward(self, hidden: Tensor, keys: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def slopes(heads: int, like: Tensor) -> Tensor:
     return -torch.pow(2.0, -8.0 * number / heads)
 
 
-def _small(*shape: int) -> Tensor:
+def small_weights(*shape: int) -> Tensor:
     """A fixed small start, N(0, 0.006): drawn from a generator of its own, the global one is never touched."""
     drawn = torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(20250918), device="cpu") * 0.006
     return drawn.to(torch.get_default_device())

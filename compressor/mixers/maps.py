@@ -8,9 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-MAPS = ("hedgehog", "relu", "exp", "softmax")
-"""hedgehog: softmax of x W and of -x W, side by side (arXiv 2402.04347). relu: max(x W + b, 0) (T2R, SUPRA). exp: exp(x W) below a
-running maximum (ReGLA). softmax: over the channels, nothing learned (Liger)."""
+MAPS = ("hedgehog", "relu", "dense", "exp", "softmax", "unit")
+"""hedgehog: softmax of x W and of -x W, side by side (arXiv 2402.04347). relu: max(x W + b, 0) (T2R). dense: the
+same, each output from the channels of all heads (SUPRA). exp: exp(x W) below a running maximum (ReGLA). softmax:
+over the channels, nothing learned (Liger). unit: x / |x|, nothing learned (Lightning)."""
+
+PLAIN = ("softmax", "unit")
+"""Those without weights: as many features as channels."""
 
 
 class FeatureMap(nn.Module):
@@ -20,13 +24,17 @@ class FeatureMap(nn.Module):
         kind: one of :data:`MAPS`; ``exp`` gives logarithms, to be shifted by the caller (:func:`running_maximum`).
         heads: heads with weights of their own.
         width: d, of the inputs.
-        features: f, of the outputs; ``softmax`` has no choice but d.
+        features: f, of the outputs; those of :data:`PLAIN` have no choice but d.
     """
 
     def __init__(self, kind: str, heads: int, width: int, features: int) -> None:
         super().__init__()
         self.kind = kind
-        if kind == "softmax":
+        if kind in PLAIN:
+            return
+        if kind == "dense":
+            self.weight = nn.Parameter(torch.eye(heads).kron(first_weights(width, features)))  # (heads d, heads f)
+            self.bias = nn.Parameter(torch.zeros(heads * features))
             return
         columns = features // 2 if kind == "hedgehog" else features
         self.weight = nn.Parameter(first_weights(width, columns).repeat(heads, 1, 1))  # (heads, d, columns)
@@ -34,15 +42,34 @@ class FeatureMap(nn.Module):
             self.bias = nn.Parameter(torch.zeros(heads, 1, columns))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, heads, g, T, d) or (B, heads, T, d); heads of the weights are heads * g where g is there."""
+        """Map (B, heads, g, T, d) or (B, heads, T, d).
+
+        Where g is there, the weights are those of heads * g heads, or of ``heads``, which g of them then share.
+        """
         if self.kind == "softmax":
             return x.softmax(-1)
-        y = x @ self.weight.reshape(*x.shape[1:-2], *self.weight.shape[1:]).to(x.dtype)
+        if self.kind == "unit":
+            return x * x.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+        if self.kind == "dense":
+            return self._all_heads(x)
+        groups = (x.shape[1], -1) if x.dim() == 5 else (-1,)
+        y = x @ self.weight.reshape(*groups, *self.weight.shape[1:]).to(x.dtype)
         if self.kind == "hedgehog":
             return torch.cat([y.softmax(-1), (-y).softmax(-1)], -1)
         if self.kind == "relu":
-            return (y + self.bias.reshape(*x.shape[1:-2], *self.bias.shape[1:]).to(x.dtype)).relu()
+            return (y + self.bias.reshape(*groups, *self.bias.shape[1:]).to(x.dtype)).relu()
         return y
+
+    def _all_heads(self, x: Tensor) -> Tensor:
+        heads = x.shape[1:-2]
+        flat = x.flatten(1, -3).transpose(1, 2).flatten(2)  # (B, T, heads d)
+        y: Tensor = (flat @ self.weight.to(x.dtype) + self.bias.to(x.dtype)).relu()
+        return y.view(*y.shape[:2], heads.numel(), -1).transpose(1, 2).reshape(*x.shape[:-1], -1)
+
+
+def feature_width(head_dim: int, relative: float) -> int:
+    """Features for heads of ``head_dim`` channels, an even number."""
+    return max(2, 2 * round(head_dim * relative / 2))
 
 
 def first_weights(width: int, columns: int) -> Tensor:
@@ -55,7 +82,7 @@ def first_weights(width: int, columns: int) -> Tensor:
         return torch.eye(width)
     if columns < width:
         rows = torch.arange(width)[:, None] + 0.5
-        basis = torch.cos(torch.pi / width * rows * torch.arange(columns)[None]) * (2 / width) ** 0.5
+        basis: Tensor = torch.cos(torch.pi / width * rows * torch.arange(columns)[None]) * (2 / width) ** 0.5
         basis[:, 0] /= 2**0.5
         return basis
     copies = -(-columns // width)

@@ -9,6 +9,11 @@ from typing import Any
 WHOLE, WINDOW, MEMORY = "whole", "window", "memory"
 """Which parts of a layer are at work: both, or one alone (for the ablation, and for training the memory)."""
 
+NORMALISERS = ("sum", "norm", "group", "none")
+"""What a memory's read-out is divided by where it stands alone. sum: the sum of the weights. norm: its root mean
+square over the channels of a head, and each channel is scaled by a learned number. group: its standard deviation,
+after its mean was taken away. none: nothing."""
+
 
 @dataclass(frozen=True)
 class MixerSpec:
@@ -27,14 +32,16 @@ class MixerSpec:
         rank: inner width of a low-rank decay.
         rope: whether the memory's queries and keys are rotated.
         window_rope: whether the window's are.
-        normaliser: what the memory's read-out is divided by where it stands alone: ``sum`` of the weights, ``norm``
-            (root mean square of each head), ``none``.
+        normaliser: what the memory's read-out is divided by where it stands alone, one of :data:`NORMALISERS`.
         conv: taps of a causal convolution over the memory's queries and keys; 0: none.
         sink_logits: learned logits per head that only enlarge the window's denominator.
         window_weight: where the weight of the window's output starts in a ``sum``.
         memory_weight: that of the memory's; ``shared``: of the memory's weights beside the window's.
         learn_weights: whether each head learns them.
         per_query: ``shared``: whether the memory's weight also depends on the query and on the window's largest score.
+        tied: one feature map for a key head and the query heads that share it.
+        rope_last: the memory's features are rotated, rather than what they are made of.
+        output_gate: each channel of the output is multiplied by a sigmoid of the hidden states.
     """
 
     method: str
@@ -54,6 +61,9 @@ class MixerSpec:
     memory_weight: float = 1.0
     learn_weights: bool = True
     per_query: bool = False
+    tied: bool = False
+    rope_last: bool = False
+    output_gate: bool = False
 
     @property
     def remembers(self) -> bool:
@@ -63,7 +73,8 @@ class MixerSpec:
     @property
     def exact(self) -> bool:
         """Whether texts that fit the window give the teacher's output, whatever the new parameters are."""
-        return self.join in ("shared", WINDOW) and self.window_rope and not self.sink_logits
+        changed = not self.window_rope or self.sink_logits or self.output_gate
+        return self.join in ("shared", WINDOW) and not changed
 
     def content(self) -> dict[str, Any]:
         """The spec as it is written to config.json."""

@@ -18,7 +18,7 @@ from compressor.engine.tensorfile import Layout, header_bytes, order, read_heade
 from compressor.errors import UserError
 
 ONE_FILE = 1 << 30  # bytes; smaller checkpoints end up in a single model.safetensors
-WORKING_FILES = r"survey-\d+|(journal\.json|states-\d+\.safetensors)(\.tmp)?|lock|model|replaced"
+WORKING_FILES = r"survey-\d+|learning|(journal\.json|states-\d+\.safetensors)(\.tmp)?|lock|model|replaced"
 OURS = "report.json"  # a folder with this file was written by compressor
 
 # What travels with the weights, unread and unchanged. Weights, index and configuration are ours to write.

@@ -121,9 +121,8 @@ class Plan:
         """Bytes needed on disk while running: the output twice where shards are joined, and the states twice."""
         joined = 2 if self.tensor_bytes <= ONE_FILE else 1
         surveyed = max(map(self._survey_bytes, self.recipe.stages, self.targets), default=0)
-        learned = (
-            self.learned_bytes[1] + self.output_bytes if self.learned_bytes[1] else 0
-        )  # and the codes it starts at
+        learned = self.learned_bytes[1]
+        learned += self.output_bytes if learned else 0  # the codes it starts at
         return joined * self.output_bytes + 2 * self.state_bytes + surveyed + learned + 50_000_000
 
     def _survey_bytes(self, stage: Stage, linears: tuple[Linear, ...]) -> int:

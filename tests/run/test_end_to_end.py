@@ -87,7 +87,7 @@ def test_coded_embeddings_belong_to_the_model_that_learns(half: Path, calibratio
     before, after = divergences(report)
     assert after < before
     assert report.verification is not None and report.verification.passed
-    assert {layer.kind for layer in report.layers if not layer.notes} == {"down_proj"}
+    assert {layer.kind for layer in report.layers if not layer.notes} == {"mlp.down_proj"}
 
 
 def test_where_nothing_is_gained_the_codes_stay(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +85,7 @@ def _learners(run: Run) -> dict[str, tuple[Linear, Learner]]:
         for linear in linears:
             if linear.name in targets & codes.keys():
                 weight = work.weights[linear.name].dense().to(run.runner.device, torch.float32)
-                learners[linear.name] = linear, learner_of(codes[linear.name], weight)
+                learners[linear.name] = linear, learner_of(_on(codes[linear.name], weight.device), weight)
     return learners
 
 
@@ -157,6 +159,17 @@ def _codes(run: Run, block: int) -> dict[str, Representation]:
         parts = {part: read_tensor(entries[tensor_name(name, part)]) for part in format_of(spec).layout(spec)}
         found[name] = unpack(spec, parts)
     return found
+
+
+def _on(code: Any, device: torch.device) -> Any:
+    """A code with its tensors on ``device``, as the solver would have made it there."""
+    values = {field.name: getattr(code, field.name) for field in fields(code)}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            values[name] = value.to(device)
+        elif is_dataclass(value):
+            values[name] = _on(value, device)
+    return replace(code, **values)
 
 
 def _folder(run: Run) -> Path:

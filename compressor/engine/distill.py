@@ -1,6 +1,6 @@
 """Learning the quantized weights of all blocks together, against the dense model's predictions (distillation).
 
-(LLM-QAT, arXiv 2305.17888, section 3.1: the loss is the divergence of the whole distribution, not that of one token.)
+(LLM-QAT, arXiv 2305.17888: the loss is that of the whole distribution, not of one token.)
 Gradients go back with one block in memory at a time; the parameters, their gradients and moments stay in memory.
 """
 

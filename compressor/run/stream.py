@@ -38,7 +38,7 @@ from compressor.run import finish, write
 from compressor.run.allocate import survey
 from compressor.run.baseline import baseline_weight
 from compressor.run.decompose import decompose_block
-from compressor.run.distilling import check_room, learn_together, put_down_codes
+from compressor.run.distill_codes import check_room, learn_together, put_down_codes
 from compressor.run.embeddings import code_embeddings, coded_runner
 from compressor.run.folding import fold_scales
 from compressor.run.inputs import Inputs, load_inputs, probe_ids

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
 from compressor.engine import distill as distilling
-from compressor.engine.distill import Distilled, distill
+from compressor.engine.distill_codes import Distilled, distill
 from compressor.engine.skeleton import Linear
 from compressor.engine.tune import Learner
 from compressor.methods import pb_llm

@@ -96,7 +96,7 @@ def test_where_nothing_is_gained_the_codes_stay(
     plain = tiny_models.recipe_for(calibration, {"quantize": SIGNS})
     tiny_models.run_recipe(plain, half, tmp_path / "plain")
     wild = tiny_models.recipe_for(calibration, {"quantize": {**SIGNS, **LEARNING, "tune_rate": 0.99}})
-    monkeypatch.setattr("compressor.engine.distill._judge", lambda *_: 1.0)
+    monkeypatch.setattr("compressor.engine.distill_codes._judge", lambda *_: 1.0)
     tiny_models.run_recipe(wild, half, tmp_path / "out")
     digests = [tiny_models.digest(tmp_path / name, "*.safetensors") for name in ("plain", "out")]
     assert digests[0] == digests[1]
@@ -175,7 +175,7 @@ def test_killed_while_learning_and_resumed(
         return step(*args, **kwargs)
 
     monkeypatch.setattr(stream, "_visit_block", counted)
-    monkeypatch.setattr("compressor.engine.distill.loss_backward", dies)
+    monkeypatch.setattr("compressor.engine.distill_codes.loss_backward", dies)
     for _ in range(2):
         with pytest.raises(Killed):
             tiny_models.run_recipe(whole[0], half, tmp_path / "out")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.engine.distill import Distilled, distill
+from compressor.engine.distill_codes import Distilled, distill
 from compressor.engine.limits import available_memory
 from compressor.engine.skeleton import Linear
 from compressor.engine.tensorfile import layout_of, read_header, read_tensor, write_file

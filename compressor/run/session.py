@@ -75,6 +75,16 @@ class Run:
         """Number of decoder blocks."""
         return len(self.skeleton.block_names)
 
+    @property
+    def end_to_end(self) -> bool:
+        """Whether the codes of all blocks learn together, before any of them is written."""
+        return any(stage.end_to_end for stage in self.recipe.stages)
+
+    @property
+    def outputs(self) -> list[str]:
+        """The streams that go through the compressed model."""
+        return [name for name in ("compressed", "probe") if name in self.streams]
+
     def timed(self, what: str, since: float) -> None:
         """Add the time since ``since`` (``time.perf_counter()``) to an entry of the report."""
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - since

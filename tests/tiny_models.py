@@ -157,7 +157,10 @@ def recipe_for(calibration: Path | None, *stages: dict[str, Any], **content: Any
     sections: dict[str, Any] = {"verify": False, "evaluation": {"texts": ["none"]}}
     if calibration is not None:
         sections["calibration"] = {"sources": [str(calibration)], "nsamples": 16, "seqlen": LENGTH}
-    listed = [stage if stage.keys() <= {"prune", "quantize", "decompose"} else {"prune": stage} for stage in stages]
+    listed = [
+        stage if stage.keys() <= {"prune", "quantize", "decompose", "linearize"} else {"prune": stage}
+        for stage in stages
+    ]
     return make_recipe({"stages": listed, **sections, **content})
 
 

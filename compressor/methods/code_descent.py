@@ -70,16 +70,18 @@ def _codes(block: slice, offsets: Tensor, grid: IntGrid, R: Tensor, A: Tensor, f
     diagonal = own.diagonal()[:, None]
     T, weights = R[block] / diagonal / grid.scale, own / diagonal
     better, changes = torch.empty_like(now), torch.empty_like(now)
+    olds, targets, news, steps = (rows[:, None].unbind(0) for rows in (now, T, better, changes))  # (1, m) each
+    columns = weights.T[:, :, None].unbind(0)  # (w, 1) each
+    held = None if fixed is None else fixed[block][:, None].unbind(0)
     for p in range(0, len(now), PANEL):
         q = min(p + PANEL, len(now))
         for j in range(p, q):
-            new, change = better[j], changes[j]
-            grid.round_(torch.add(now[j], T[j], out=new))
-            if fixed is not None:
-                torch.where(fixed[block][j], now[j], new, out=new)
-            torch.sub(new, now[j], out=change)
+            new = grid.round_(torch.add(olds[j], targets[j], out=news[j]))
+            if held is not None:
+                torch.where(held[j], olds[j], new, out=new)
+            torch.sub(new, olds[j], out=steps[j])
             if j + 1 < q:
-                T[j + 1 : q].addcmul_(weights[j + 1 : q, j, None], change[None], value=-1)
+                T[j + 1 : q].addcmul_(columns[j][j + 1 : q], steps[j], value=-1)
         if q < len(now):
             submul_(T[q:], weights[q:, p:q], changes[p:q])
     now.copy_(better)

@@ -95,6 +95,9 @@ def settle_(
     E = torch.empty(block, m, dtype=W.dtype, device=W.device)
     loss = torch.zeros(m, dtype=torch.float64, device=W.device)
     reciprocal = upper.diagonal().reciprocal().unsqueeze(1)
+    # Rows, as columns of the weights and errors, taken apart once: views cost as much as the arithmetic of a column.
+    columns, errors, coefficients = W.unbind(0), E.unbind(0), upper[:, :, None].unbind(0)
+    factors = upper.diagonal().reciprocal().tolist() if snap is not None else []
 
     for a in range(0, n, block):
         b = min(a + block, n)
@@ -109,12 +112,12 @@ def settle_(
                             keep, drop = torch.ones_like(W, dtype=torch.bool), torch.zeros_like(W)
                         keep[j:end] = chosen
                         torch.mul(~chosen, reciprocal[j:end], out=drop[j:end])
-                w, e = W[j], E[j - a]
+                w, e = columns[j], errors[j - a]
                 if snap is not None:
                     settled = snap(j, w)
                     if keep is not None:
                         settled = settled.masked_fill(~keep[j], 0)
-                    torch.sub(w, settled, out=e).mul_(reciprocal[j])
+                    torch.sub(w, settled, out=e).mul_(factors[j])
                     w.copy_(settled)
                 elif drop is not None:
                     torch.mul(w, drop[j], out=e)
@@ -122,7 +125,7 @@ def settle_(
                     e.zero_()
                 if j + 1 < q:
                     # addr_ would be a touch faster, but its bits depend on where threads divide the columns
-                    W[j + 1 : q].addcmul_(upper[j, j + 1 : q, None], e[None], value=-1)
+                    W[j + 1 : q].addcmul_(coefficients[j][j + 1 : q], e, value=-1)
             if q < b:
                 submul_(W[q:b], upper[p:q, q:b].T, E[p - a : q - a])
         settled_errors = E[: b - a]

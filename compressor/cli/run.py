@@ -17,6 +17,7 @@ from compressor.cli.common import (
     print_json,
     typed_command,
 )
+from compressor.engine.imports import uncollected
 from compressor.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def run(
 
     Example: compressor run recipes/sparsegpt-50.yaml --model embedded -o pruned
     """
-    from compressor.run.recipe import load_recipe
+    with uncollected():
+        from compressor.run.recipe import load_recipe
 
     carry_out(
         load_recipe(recipe),
@@ -72,7 +74,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what a recipe would do: layers, bytes, memory, disk, broken rules. Reads no weights."""
-    from compressor.run.recipe import load_recipe
+    with uncollected():
+        from compressor.run.recipe import load_recipe
 
     show_plan(load_recipe(recipe), model, trust_remote_code, revision, as_json)
 

@@ -41,7 +41,7 @@ def evaluate(
     """
     from compressor.cli.show import print_evaluation
 
-    with uncollected():
+    with uncollected(for_good=True):
         from compressor.run.judge import judge_model
 
     result: list[dict[str, Any]] = judge_model(

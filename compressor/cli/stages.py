@@ -60,7 +60,7 @@ def _command(
         as_json: Json = False,
         **values: Any,
     ) -> None:
-        with uncollected():
+        with uncollected(for_good=True):
             from compressor.run.recipe import make_recipe
 
         chosen = given(values, {name for settings in methods.values() for name in settings.model_fields})

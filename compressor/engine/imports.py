@@ -13,13 +13,19 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Let what is inside, or the function that this decorates, run without collections."""
+def uncollected(*, for_good: bool = False) -> Iterator[None]:
+    """Let what is inside, or the function that this decorates, run without collections.
+
+    Args:
+        for_good: whatever is there at the end is never looked at again; not in a process that belongs to a host.
+    """
     before = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if for_good:
+            gc.freeze()
         if before:
             gc.enable()
 

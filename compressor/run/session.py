@@ -18,7 +18,12 @@ from compressor.run.recipe import Recipe, Stage
 
 @dataclass(frozen=True)
 class Options:
-    """What decides how a run behaves, but not the bytes of its output."""
+    """What decides how a run behaves, but not the bytes of its output.
+
+    Attributes:
+        own_process: nothing else lives in this process: the garbage collector need not look at what is loaded by the
+            time the run begins.
+    """
 
     output: Path
     fresh: bool = False
@@ -26,6 +31,7 @@ class Options:
     trust_remote_code: bool = False
     revision: str | None = None
     command: str = ""
+    own_process: bool = False
 
 
 @dataclass

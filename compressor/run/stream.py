@@ -6,6 +6,7 @@ Reads top to bottom: :func:`compress` opens and checks everything, then visits t
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -92,6 +93,8 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
     options = replace(options, output=Path(os.path.abspath(options.output)))  # noqa: PTH100  # "." needs a name
     began, started = time.perf_counter(), finish.utc_now()
     checkpoint, plan = foresee(recipe, model, trust_remote_code=options.trust_remote_code, revision=options.revision)
+    if options.own_process:
+        gc.freeze()
     plan.refuse()
     check_output(options.output, checkpoint.folder, overwrite=options.overwrite)
     check_disk(options.output, plan.disk_bytes)

@@ -181,7 +181,7 @@ def start_memory(student: LinearAttention, attention: nn.Module, example: _Examp
             given = student.heads_of(*example.args, **example.kwargs).float()
             errors[i, j] = (given - wanted).square().sum((0, 1, 3))
     least, weight = errors.min(1)  # (sharpness, H)
-    shared = least.unflatten(1, (student.kv_heads, -1)).sum(-1).argmin(0)  # (Hk): query heads of a key head agree
+    shared = least.view(len(SHARPNESS), student.kv_heads, -1).sum(-1).argmin(0)  # (Hk): query heads of a key head agree
     chosen = shared.repeat_interleave(student.heads // student.kv_heads)
     scales = torch.tensor(SHARPNESS, device=wanted.device)
     student.lin_q.weight.copy_(first_q * scales[chosen, None, None])

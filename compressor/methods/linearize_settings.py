@@ -31,7 +31,7 @@ class WindowSinkSettings(LinearizeSettings):
 class WindowedSettings(WindowSinkSettings):
     """Window, sinks, and a decaying memory of everything older under one denominator."""
 
-    features: float = Field(1.0, gt=0, le=8, description="width of the feature maps, relative to that of a head")
+    features: float = Field(2.0, gt=0, le=8, description="width of the feature maps, relative to that of a head")
     gate: Literal["scalar", "fixed", "none"] = Field(
         "scalar", description="decay of the memory: learned from the text, fixed, or none"
     )

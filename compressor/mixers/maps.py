@@ -73,20 +73,16 @@ def feature_width(head_dim: int, relative: float) -> int:
 
 
 def first_weights(width: int, columns: int) -> Tensor:
-    """Where a map starts, (width, columns): the identity, or orthonormal columns that treat all channels alike.
+    """Where a map starts, (width, columns): orthonormal columns that treat all channels alike, a cosine basis.
 
-    Rotary embeddings pair channel i with i + width / 2; the leading columns of the identity would see only one of each
-    pair. A cosine basis sees all. With more columns than channels the identity is repeated, each time at another scale.
+    The identity, the published start, learns worse: on a layer that attends to all old tokens alike it stood at three
+    times the error after the same training. Cut short it would also see only one of each pair of channels that a
+    rotation turns. With more columns than channels the basis is repeated, each time at another scale.
     """
-    if columns == width:
-        return torch.eye(width)
-    if columns < width:
-        rows = torch.arange(width)[:, None] + 0.5
-        basis: Tensor = torch.cos(torch.pi / width * rows * torch.arange(columns)[None]) * (2 / width) ** 0.5
-        basis[:, 0] /= 2**0.5
-        return basis
-    copies = -(-columns // width)
-    return torch.cat([torch.eye(width) * 2.0**copy for copy in range(copies)], 1)[:, :columns]
+    rows = torch.arange(width)[:, None] + 0.5
+    basis = torch.cos(torch.pi / width * rows * torch.arange(width)[None]) * (2 / width) ** 0.5
+    basis[:, 0] /= 2**0.5
+    return torch.cat([basis * 2.0**copy for copy in range(-(-columns // width))], 1)[:, :columns]
 
 
 FLOOR = -50.0

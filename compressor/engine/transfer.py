@@ -16,20 +16,13 @@ from torch import Tensor, nn
 
 from compressor.engine.forward import BlockRunner, Stream, replaced_forwards
 from compressor.engine.schedule import Order, cosine
+from compressor.engine.students import Example, Students, relative_error
 from compressor.errors import UserError
-from compressor.hf.linear_attention import LinearAttention
 from compressor.hf.linearized import attention_of
-from compressor.mixers.spec import MEMORY, WHOLE, WINDOW, MixerSpec
+from compressor.mixers.spec import MEMORY, WHOLE, WINDOW
 
 CHECKED = 4
 """Batches that are kept out of training to measure on."""
-
-STARTS = tuple(float(x) for x in range(2, -13, -1))
-"""Logarithms of the memory's weight that are tried at first."""
-
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Relative error up to which an attention counts as the one that the frame computes."""
-
 
 @dataclass(frozen=True)
 class Lesson:
@@ -94,24 +87,15 @@ def with_attention(block: nn.Module, module: nn.Module) -> Iterator[None]:
         put_attention(block, old)
 
 
-@dataclass(frozen=True)
-class _Example:
-    """A call of the attention, and what the teacher answers (windows, T, D)."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    answer: Tensor
-
-
 @torch.no_grad()
-def _example(runner: BlockRunner, block: int, stream: Stream, number: int, span: slice) -> _Example:
+def _example(runner: BlockRunner, block: int, stream: Stream, number: int, span: slice) -> Example:
     """Run a loaded block up to its attention, and note with what that was called and what it gave."""
     attention = attention_of(runner.skeleton.blocks[block])[1]
-    found: list[_Example] = []
+    found: list[Example] = []
 
     def noting(*args: Any, **kwargs: Any) -> Any:
         out = type(attention).forward(attention, *args, **kwargs)
-        found.append(_Example(args, kwargs, out if isinstance(out, Tensor) else out[0]))
+        found.append(Example(args, kwargs, out if isinstance(out, Tensor) else out[0]))
         raise _Reached
 
     with replaced_forwards([attention], [noting]):
@@ -122,61 +106,19 @@ def _example(runner: BlockRunner, block: int, stream: Stream, number: int, span:
     raise RuntimeError(f"block {block} does not call its attention")
 
 
-def _error(student: nn.Module, example: _Example) -> Tensor:
-    """Relative squared error of the student's answer, a scalar."""
-    out = student(*example.args, **example.kwargs)[0]
-    wanted = example.answer.float()
-    error: Tensor = (out.float() - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
-    return error
-
-
-def _measured(student: LinearAttention, examples: list[_Example], parts: str) -> float:
-    student.parts = parts
+def _measured(students: Students, student: nn.Module, examples: list[Example], parts: str) -> float:
+    students.use(student, parts)
     with torch.no_grad():
-        mean = sum(float(_error(student, example)) for example in examples) / len(examples)
-    student.parts = WHOLE
+        mean = sum(float(relative_error(student, example)) for example in examples) / len(examples)
+    students.use(student, WHOLE)
     return mean
-
-
-def check_attention(attention: nn.Module, example: _Example, layer: int) -> None:
-    """Refuse an attention that is more than rotated queries, keys, values and a softmax.
-
-    Raises:
-        UserError: our frame, given a window over everything, computes something else.
-    """
-    tokens = example.answer.shape[1]
-    plain = LinearAttention(attention, MixerSpec("check", tokens, 0, "window"), layer)
-    error = _measured(plain, [example], WHOLE) ** 0.5
-    if not error <= TOLERANCE[example.answer.dtype]:
-        raise UserError(
-            f"the attention of block {layer} ({type(attention).__name__}) has a feature that linearized layers do not "
-            f"carry: with a window over the whole text they differ by {error:.2g} of its output",
-            fix=f"--keep-layers {layer} leaves it as it is",
-        )
-
-
-@torch.no_grad()
-def start_mix(student: LinearAttention, attention: nn.Module, example: _Example) -> None:
-    """Let the memory's weight begin, in each head, where it helps most before anything is learned: often almost
-    nowhere."""
-    if not hasattr(student, "lin_mix"):
-        return
-    tokens = example.answer.shape[1]
-    plain = LinearAttention(attention, MixerSpec("check", tokens, 0, "window"), student.layer_idx)
-    wanted = plain.heads_of(*example.args, **example.kwargs).float()
-    errors = []
-    for start in STARTS:
-        student.lin_mix.fill_(start)
-        errors.append((student.heads_of(*example.args, **example.kwargs).float() - wanted).square().sum((0, 1, 3)))
-    best = torch.stack(errors).argmin(0)  # (H,)
-    student.lin_mix.copy_(torch.tensor(STARTS, device=best.device)[best])
 
 
 def transfer_block(
     runner: BlockRunner,
     block: int,
     stream: Stream,
-    spec: MixerSpec,
+    students: Students,
     lesson: Lesson,
     tick: Callable[[int, float], None] = lambda tokens, error: None,
 ) -> Transferred:
@@ -184,33 +126,35 @@ def transfer_block(
 
     Args:
         stream: states of the training windows in front of the block.
+        students: the kind that takes the attention's place.
         tick: told after every step how many tokens it has been, and the step's error.
 
     Raises:
-        UserError: the block's attention is not what the frame computes, or training does not stay finite.
+        UserError: the block's attention is not what such a student can replace, or training does not stay finite.
     """
     attention = attention_of(runner.skeleton.blocks[block])[1]
     batches = list(stream.batches())
     held = min(CHECKED, len(batches) // 8)
     checked = [_example(runner, block, stream, number, span) for number, span in batches[: held or 1]]
-    check_attention(attention, checked[0], block)
-    student = LinearAttention(attention, spec, block)
+    seen = -(-students.fitted // (stream.batch * stream.ids.shape[1]))
+    fitted = [_example(runner, block, stream, number, span) for number, span in batches[held : held + seen]]
+    student = students.make(attention, block)
     for parameter in attention.parameters():
         parameter.requires_grad_(False)
-    new = {name: p for name, p in student.named_parameters() if name.startswith("lin_")}
-    start_mix(student, attention, checked[0])
-    before = _measured(student, checked, WHOLE)
+    students.start(student, attention, fitted or checked)
+    new = students.new(student)
+    before = _measured(students, student, checked, WHOLE)
     curve: list[tuple[int, float]] = []
     if new:
         with torch.enable_grad():
-            curve = _train(runner, block, stream, student, new, lesson, batches[held:], tick)
-    alone = {parts: _measured(student, checked, parts) for parts in (MEMORY, WINDOW)}
+            curve = _train(runner, block, stream, students, student, lesson, batches[held:], tick)
+    alone = {parts: _measured(students, student, checked, parts) for parts in students.parts}
     return Transferred(
         tensors={name: p.detach().float().cpu() for name, p in new.items()},
         before=before,
-        after=_measured(student, checked, WHOLE),
-        memory=alone[MEMORY] if spec.remembers else None,
-        window=alone[WINDOW] if spec.window else None,
+        after=_measured(students, student, checked, WHOLE),
+        memory=alone.get(MEMORY),
+        window=alone.get(WINDOW),
         curve=curve,
     )
 
@@ -219,8 +163,8 @@ def _train(
     runner: BlockRunner,
     block: int,
     stream: Stream,
-    student: LinearAttention,
-    new: dict[str, nn.Parameter],
+    students: Students,
+    student: nn.Module,
     lesson: Lesson,
     batches: list[tuple[int, slice]],
     tick: Callable[[int, float], None],
@@ -228,22 +172,22 @@ def _train(
     length = stream.ids.shape[1]
     micro = max(1, round(lesson.batch / stream.batch))  # batches of the stream in a step
     steps = max(1, round(lesson.tokens / (micro * stream.batch * length)))
+    new = students.new(student)
     groups = [
-        {"params": [p for name, p in new.items() if name.startswith("lin_decay") == gates], "lr": rate, "peak": rate}
+        {"params": [p for name, p in new.items() if students.is_gate(name) == gates], "lr": rate, "peak": rate}
         for gates, rate in ((False, lesson.rate), (True, lesson.gate_rate))
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.95), weight_decay=0.0)
     order = Order(len(batches), lesson.seed)
-    mixed = student.spec.join in ("shared", "sum")
     curve, since, tokens = [], [], 0
     for step in range(steps):
-        alone = mixed and order.chance(step) < lesson.memory_alone
-        student.parts = MEMORY if alone else WHOLE
+        alone = students.mixed and order.chance(step) < lesson.memory_alone
+        students.use(student, MEMORY if alone else WHOLE)
         total = 0.0
         for index in order.take(step * micro, micro):
             number, span = batches[index]
             example = _example(runner, block, stream, number, span)
-            loss = _error(student, example) / micro
+            loss = relative_error(student, example) / micro
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             tokens += example.answer.shape[0] * length
@@ -262,5 +206,5 @@ def _train(
         if since and (step + 1 == steps or (step + 1) % max(1, steps // 50) == 0):
             curve.append((tokens, sum(since) / len(since)))
             since = []
-    student.parts = WHOLE
+    students.use(student, WHOLE)
     return curve

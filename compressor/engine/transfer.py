@@ -24,6 +24,7 @@ from compressor.mixers.spec import MEMORY, WHOLE, WINDOW
 CHECKED = 4
 """Batches that are kept out of training to measure on."""
 
+
 @dataclass(frozen=True)
 class Lesson:
     """How a block is trained.

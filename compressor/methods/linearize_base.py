@@ -86,6 +86,10 @@ class LinearizeSettings(BaseModel):
             kept = f"{self.keep_attention:g} kept" if self.keep_attention else "none kept"
         return f"{method}, {kept}"
 
+    def transfer_rate(self, hidden: int) -> float:
+        """Learning rate of attention transfer for a model of this hidden size, but for the decays."""
+        return self.rate
+
     def mixer(self, method: str, head_dim: int) -> MixerSpec:
         """What a linearized layer computes, for heads of ``head_dim`` channels."""
         raise NotImplementedError

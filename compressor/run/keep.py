@@ -17,9 +17,7 @@ from compressor.engine.transfer import with_attention
 
 
 @torch.no_grad()
-def score_layers(
-    runner: BlockRunner, ids: Tensor, student: Callable[[int], nn.Module], *, add: bool
-) -> list[float]:
+def score_layers(runner: BlockRunner, ids: Tensor, student: Callable[[int], nn.Module], *, add: bool) -> list[float]:
     """Mean KL(dense || candidate), nats per token, of every layer's candidate.
 
     Args:

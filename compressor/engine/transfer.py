@@ -71,21 +71,15 @@ class _Reached(Exception):  # noqa: N818  # not an error
     """Leaves a block behind its attention."""
 
 
-def put_attention(block: nn.Module, module: nn.Module) -> nn.Module:
-    """Put an attention module in the place of the one that a block has, and return that one."""
-    name, old = attention_of(block)
-    setattr(block, name, module)
-    return old
-
-
 @contextmanager
 def with_attention(block: nn.Module, module: nn.Module) -> Iterator[None]:
-    """Let a block use another attention for a while."""
-    old = put_attention(block, module)
+    """Let a block use another module in the place of its attention for a while."""
+    name, own = attention_of(block)
+    setattr(block, name, module)
     try:
         yield
     finally:
-        put_attention(block, old)
+        setattr(block, name, own)
 
 
 @torch.no_grad()

@@ -178,7 +178,7 @@ def mixer_name(method: str) -> str:
 def content(config: Mapping[str, Any], method: str) -> dict[str, Any]:
     """Say in plain data what a converted layer is, for a report."""
     source, target = source_config(config), _target(method)
-    model = target.config(source, [])["model_type"]
+    model = target.config(source, [])["architectures"][0]
     return {"layer": target.layer, "model": model, "heads": source.num_attention_heads, "state": head_dim(source)}
 
 

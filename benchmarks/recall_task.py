@@ -1,8 +1,7 @@
 """Multi-query associative recall: a small model that is trained to solve it, and texts whose keys lie beyond a window.
 
-A text is 8 pairs of a key and a value, a gap of filler, and the 8 keys again in another order, each followed by its value.
-With a gap of 64 tokens and a window of 16 no pair is in the window when it is asked for.
-"""
+A text is 8 pairs of a key and a value, a gap of filler, and the 8 keys again in another order, each followed by its
+value. With a gap of 64 tokens and a window of 16 no pair is in the window when it is asked for."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ SCRIPTS = (
     "quality",
     "quantization",
     "decomposition",
+    "linearization",
     "pareto",
     "against_llmcompressor",
     "against_quantizers",

@@ -17,6 +17,7 @@ from compressor.cli.export import export
 from compressor.cli.generate import generate
 from compressor.cli.run import plan, run
 from compressor.cli.stages import decompose, linearize, prune, quantize
+from compressor.engine.imports import end_quickly
 from compressor.errors import UserError
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ def root(
 
 def main() -> None:
     """Run the command line; a mistake of the user ends in one line and exit code 2."""
+    end_quickly()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in sys.argv
     words = [word for word in sys.argv[1:] if word != "--debug"]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from compressor.cli.common import Json, Model, Quiet, TrustRemoteCode, Verbose, make_voice, print_json
+from compressor.engine.imports import uncollected
 
 
 def evaluate(
@@ -39,7 +40,9 @@ def evaluate(
     Example: compressor evaluate pruned --against embedded --text embedded-heldout
     """
     from compressor.cli.show import print_evaluation
-    from compressor.run.judge import judge_model
+
+    with uncollected(for_good=True):
+        from compressor.run.judge import judge_model
 
     result: list[dict[str, Any]] = judge_model(
         model,

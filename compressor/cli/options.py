@@ -11,7 +11,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-ALSO = {"tune-steps": ("qat-steps",)}
+ALSO = {"tune-steps": ("qat-steps",), "tune-mode": ("qat-mode",)}
 """Flag -> its other names."""
 
 

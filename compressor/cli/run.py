@@ -17,6 +17,7 @@ from compressor.cli.common import (
     print_json,
     typed_command,
 )
+from compressor.engine.imports import uncollected
 from compressor.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def run(
 
     Example: compressor run recipes/sparsegpt-50.yaml --model embedded -o pruned
     """
-    from compressor.run.recipe import load_recipe
+    with uncollected(for_good=True):
+        from compressor.run.recipe import load_recipe
 
     carry_out(
         load_recipe(recipe),
@@ -72,15 +74,17 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what a recipe would do: layers, bytes, memory, disk, broken rules. Reads no weights."""
-    from compressor.run.recipe import load_recipe
+    with uncollected(for_good=True):
+        from compressor.run.recipe import load_recipe
 
     show_plan(load_recipe(recipe), model, trust_remote_code, revision, as_json)
 
 
 def show_plan(recipe: Recipe, model: str, trust_remote_code: bool, revision: str | None, as_json: bool) -> None:
     """Print the plan of a recipe; exit code 2 when it breaks a rule."""
-    from compressor.cli.show import plan_json, print_plan
-    from compressor.run.stream import foresee
+    with uncollected(for_good=True):
+        from compressor.cli.show import plan_json, print_plan
+        from compressor.run.stream import foresee
 
     _, foreseen = foresee(recipe, model, trust_remote_code=trust_remote_code, revision=revision)
     if as_json:
@@ -116,12 +120,13 @@ def carry_out(
         return
     if output is None:
         raise UserError("no output folder given", fix="-o FOLDER")
-    from compressor.cli.show import print_result
-    from compressor.engine.processes import rank, world_size
-    from compressor.run.adapter import check_split
-    from compressor.run.distillation import assist
-    from compressor.run.linear_plan import linear_stage
-    from compressor.run.stream import Options, compress, foresee
+    with uncollected(for_good=True):
+        from compressor.cli.show import print_result
+        from compressor.engine.processes import rank, world_size
+        from compressor.run.adapter import check_split
+        from compressor.run.distillation import assist
+        from compressor.run.linear_plan import linear_stage
+        from compressor.run.stream import Options, compress, foresee
 
     if adapter is not None:
         _, foreseen = foresee(recipe, model, trust_remote_code=trust_remote_code, revision=revision)
@@ -133,6 +138,7 @@ def carry_out(
         trust_remote_code=trust_remote_code,
         revision=revision,
         command=typed_command(),
+        own_process=True,
     )
     if world_size() > 1:
         _, foreseen = foresee(recipe, model, trust_remote_code=trust_remote_code, revision=revision)

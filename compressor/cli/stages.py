@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from compressor.cli.common import Json, Model, Quiet, Revision, TrustRemoteCode, Verbose, run_content, run_options
 from compressor.cli.options import given, method_options, with_options
 from compressor.cli.run import DryRun, Fresh, Output, Overwrite, carry_out
+from compressor.engine.imports import uncollected
 from compressor.methods.decompose_settings import DECOMPOSE_METHODS
 from compressor.methods.linearize_settings import LINEARIZE_METHODS
 from compressor.methods.quantize_settings import QUANTIZE_METHODS
@@ -60,7 +61,8 @@ def _command(
         as_json: Json = False,
         **values: Any,
     ) -> None:
-        from compressor.run.recipe import make_recipe
+        with uncollected(for_good=True):
+            from compressor.run.recipe import make_recipe
 
         chosen = given(values, {name for settings in methods.values() for name in settings.model_fields})
         stage = {kind: {"method": values["method"], **chosen}}

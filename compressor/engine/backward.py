@@ -21,6 +21,10 @@ from compressor.engine.skeleton import Linear
 from compressor.methods.statistics import all_finite
 from compressor.methods.threads import one_thread
 
+Objective = Callable[[Tensor, slice], tuple[Tensor, int]]
+"""Logits (windows, length, vocabulary) fp32 of a batch, and which windows these are -> loss, summed, and over how many
+tokens."""
+
 Weights = Callable[[int], dict[str, Tensor]]
 """Block -> module tensor name -> value that stands for it, in the compute dtype; called with the block loaded."""
 
@@ -32,6 +36,7 @@ def loss_backward(
     *,
     weights: Weights,
     sampled: torch.Generator | None = None,
+    objective: Objective | None = None,
     around: Callable[[int], Any] | None = None,
 ) -> float:
     """Run the loss of token windows backwards through all blocks; return it, the mean over tokens, in nats.
@@ -45,6 +50,7 @@ def loss_backward(
             over tokens.
         sampled: draws the tokens that are to be predicted from the model itself, as the Fisher information wants it;
             None: those that follow in the windows.
+        objective: another loss in place of that of these tokens.
         around: block -> context in which it is run with gradients.
     """
     blocks, learned = range(len(runner.skeleton.blocks)), False
@@ -59,7 +65,7 @@ def loss_backward(
             for number, span in stream.batches():
                 stream.states[span] = runner.forward_with(block, stream, number, span, own).cpu()
             runner.release_block(block)
-        loss, gradients = _head(runner, stream, sampled)
+        loss, gradients = _head(runner, stream, objective or _of_tokens(runner, stream, sampled))
         for block in reversed(blocks):
             runner.load_block(block)
             states = load_file(_file(scratch, block))["states"]
@@ -83,23 +89,32 @@ def _file(scratch: Path, block: int) -> Path:
     return scratch / f"entering-{block:05d}.safetensors"
 
 
-def _head(runner: BlockRunner, stream: Stream, sampled: torch.Generator | None) -> tuple[float, Tensor]:
+def _of_tokens(runner: BlockRunner, stream: Stream, sampled: torch.Generator | None) -> Objective:
+    """The loss of predicting the next tokens."""
+
+    def objective(logits: Tensor, span: slice) -> tuple[Tensor, int]:
+        logits = logits[:, :-1].flatten(0, 1)
+        wanted = stream.ids[span, 1:].flatten().to(runner.device)
+        if sampled is not None:
+            chances = logits.detach().softmax(-1).cpu()
+            wanted = torch.multinomial(chances, 1, generator=sampled)[:, 0].to(runner.device)
+        return F.cross_entropy(logits, wanted, reduction="sum"), len(wanted)
+
+    return objective
+
+
+def _head(runner: BlockRunner, stream: Stream, objective: Objective) -> tuple[float, Tensor]:
     """Mean loss, and the gradient of its sum with respect to the states behind the last block."""
     gradients, total, tokens = torch.empty_like(stream.states), 0.0, 0
     for _, span in stream.batches():
         with torch.enable_grad():
             hidden = stream.states[span].to(runner.device).requires_grad_(True)
-            logits = runner.head(stream.ids[span], hidden)[:, :-1].flatten(0, 1)
-            wanted = stream.ids[span, 1:].flatten().to(runner.device)
-            if sampled is not None:
-                chances = logits.detach().softmax(-1).cpu()
-                wanted = torch.multinomial(chances, 1, generator=sampled)[:, 0].to(runner.device)
-            loss = F.cross_entropy(logits, wanted, reduction="sum")
+            loss, counted = objective(runner.head(stream.ids[span], hidden), span)
         loss.backward()  # type: ignore[no-untyped-call]
         assert hidden.grad is not None
         gradients[span] = hidden.grad.cpu()
         total += float(loss.detach())
-        tokens += len(wanted)
+        tokens += counted
     return total / tokens, gradients
 
 

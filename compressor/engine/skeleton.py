@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compressor.engine.checkpoint import Checkpoint
+from compressor.engine.imports import uncollected
 from compressor.engine.names import candidates, fused_origin, plain_name
 from compressor.errors import UserError
 from compressor.formats.parts import Spec, parse_dtype
@@ -198,6 +199,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     return config
 
 
+@uncollected()  # transformers is imported here, as a rule
 def build_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False, config: Any = None) -> Skeleton:
     """Build the model of a checkpoint without weights and match it with the headers.
 

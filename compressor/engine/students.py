@@ -17,8 +17,11 @@ from compressor.errors import UserError
 from compressor.hf.linear_attention import LinearAttention
 from compressor.mixers.spec import MEMORY, WHOLE, WINDOW, MixerSpec
 
-STARTS = tuple(float(x) for x in range(2, -13, -1))
+STARTS = tuple(float(x) for x in range(4, -13, -1))
 """Logarithms of the memory's weight that are tried at first."""
+
+SHARPNESS = (1.0, 0.3, 0.1)
+"""Scales of the feature maps' first weights that are tried."""
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Relative error up to which an attention counts as the one that the frame computes."""
@@ -114,10 +117,10 @@ class OwnStudents:
         return LinearAttention(attention, self.spec, layer)
 
     def start(self, student: nn.Module, attention: nn.Module, examples: Sequence[Example]) -> None:
-        """See that the frame computes this attention, and choose the memory's first weight."""
+        """See that the frame computes this attention, and choose the memory's first weight and sharpness."""
         assert isinstance(student, LinearAttention)
         check_attention(attention, examples[0], student.layer_idx)
-        start_mix(student, attention, examples[0])
+        start_memory(student, attention, examples[0])
 
     def new(self, student: nn.Module) -> dict[str, nn.Parameter]:
         """Everything but the attention's own."""
@@ -157,17 +160,32 @@ def check_attention(attention: nn.Module, example: Example, layer: int) -> None:
 
 
 @torch.no_grad()
-def start_mix(student: LinearAttention, attention: nn.Module, example: Example) -> None:
-    """Let the memory's weight begin, in each head, where it helps most before anything is learned: often almost
-    nowhere."""
-    if not hasattr(student, "lin_mix"):
+def start_memory(student: LinearAttention, attention: nn.Module, example: Example) -> None:
+    """Let the memory begin, in each head, with the weight and the sharpness that help most before anything is learned.
+
+    Where almost nothing is attended to beyond the window that is a weight of almost nothing; where old tokens all
+    count alike it is a map that hardly tells them apart. Only where the published starting values are not wanted.
+    """
+    spec = student.spec
+    if not hasattr(student, "lin_mix") or spec.tied:
         return
     tokens = example.answer.shape[1]
     plain = LinearAttention(attention, MixerSpec("check", tokens, 0, "window"), student.layer_idx)
     wanted = plain.heads_of(*example.args, **example.kwargs).float()
-    errors = []
-    for start in STARTS:
-        student.lin_mix.fill_(start)
-        errors.append((student.heads_of(*example.args, **example.kwargs).float() - wanted).square().sum((0, 1, 3)))
-    best = torch.stack(errors).argmin(0)  # (H,)
-    student.lin_mix.copy_(torch.tensor(STARTS, device=best.device)[best])
+    first_q, first_k = student.lin_q.weight.clone(), student.lin_k.weight.clone()
+    errors = torch.zeros(len(SHARPNESS), len(STARTS), student.heads, device=wanted.device)
+    for i, sharpness in enumerate(SHARPNESS):
+        student.lin_q.weight.copy_(first_q * sharpness)
+        student.lin_k.weight.copy_(first_k * sharpness)
+        for j, start in enumerate(STARTS):
+            student.lin_mix.fill_(start)
+            given = student.heads_of(*example.args, **example.kwargs).float()
+            errors[i, j] = (given - wanted).square().sum((0, 1, 3))
+    least, weight = errors.min(1)  # (sharpness, H)
+    shared = least.view(len(SHARPNESS), student.kv_heads, -1).sum(-1).argmin(0)  # (Hk): query heads of a key head agree
+    chosen = shared.repeat_interleave(student.heads // student.kv_heads)
+    scales = torch.tensor(SHARPNESS, device=wanted.device)
+    student.lin_q.weight.copy_(first_q * scales[chosen, None, None])
+    student.lin_k.weight.copy_(first_k * scales[shared, None, None])
+    starts = torch.tensor(STARTS, device=wanted.device)
+    student.lin_mix.copy_(starts[weight.gather(0, chosen[None])[0]])

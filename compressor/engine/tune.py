@@ -68,9 +68,7 @@ def tune(
         steps: how many batches to learn from; they are taken in turn.
         rate: of Adam, as a fraction of each parameter's own scale.
     """
-    batches = list(stream.batches())
-    held = batches[HELD_OUT - 1 :: HELD_OUT] or batches[-1:]
-    learned = [batch for batch in batches if batch not in held] or batches
+    learned, held = parted(list(stream.batches()))
     groups = [
         {"params": [tensor], "lr": rate * pace} for _, one in learners.values() for tensor, pace in one.parameters()
     ]
@@ -78,7 +76,7 @@ def tune(
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     every = max(1, steps // 10)
-    with _steady(runner):
+    with steady(runner):
         best = before = _judge(runner, block, stream, targets, learners, held)
         kept, at = [tensor.detach().clone() for tensor in tensors], 0
         for step in range(1, steps + 1):
@@ -101,7 +99,14 @@ def tune(
     return Tuned(before, best, at)
 
 
-def _steady(runner: BlockRunner) -> AbstractContextManager[None]:
+def parted(batches: list[tuple[int, slice]]) -> tuple[list[tuple[int, slice]], list[tuple[int, slice]]]:
+    """The batches that are learned from, and those that are held out; a single one is both."""
+    held = batches[HELD_OUT - 1 :: HELD_OUT] or batches[-1:]
+    return [batch for batch in batches if batch not in held] or batches, held
+
+
+def steady(runner: BlockRunner) -> AbstractContextManager[None]:
+    """One thread on CPUs."""
     return one_thread() if runner.device.type == "cpu" else nullcontext()
 
 
@@ -129,12 +134,15 @@ def _loss(
 ) -> tuple[Tensor, Tensor]:
     """Squared error of one batch, and the power of what the block adds: the residual stream passes through anyway."""
     wanted = targets[span].to(runner.device, torch.float32)
-    out = runner.forward_with(block, stream, number, span, dict(_weights(runner, learners)))
+    out = runner.forward_with(block, stream, number, span, dict(learned_weights(runner, learners)))
     added = wanted - stream.states[span].to(runner.device, torch.float32)
     return (out.float() - wanted).square().sum(), added.square().sum()
 
 
-def _weights(runner: BlockRunner, learners: Mapping[str, tuple[Linear, Learner]]) -> Iterator[tuple[str, Tensor]]:
+def learned_weights(
+    runner: BlockRunner, learners: Mapping[str, tuple[Linear, Learner]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Module tensor names and the weights that stand for them, as modules hold them; differentiable."""
     for name, (linear, learner) in learners.items():
         weight = learner.weight().to(runner.dtype)
         yield f"{name}.weight", weight.T if linear.transposed else weight

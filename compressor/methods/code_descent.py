@@ -3,7 +3,8 @@
 For every row, min over codes and scales of (w - q) A (w - q)^T, A the damped Hessian. With R = (W - Q) A, the best
 value for one weight, all others fixed, is q_j + R_j / A_jj, rounded to the grid; the best scale of a group with offsets
 c = code - zero, all others fixed, is s + R c^T / (c A c^T). No step makes the loss larger. Columns are visited in their
-order, a block at a time: within it every change is accounted for at once, outside of it once for the whole block.
+order, a block at a time: within a panel of it every change is accounted for at once, in the rest of the block once for
+the whole panel, and outside of it once for the whole block.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from compressor.methods.int_grid import IntGrid
 from compressor.methods.threads import matmul, submul_
 
 BLOCK = 128
+PANEL = 16
 
 
 def descend(
@@ -59,17 +61,31 @@ def descend(
 
 
 def _codes(block: slice, offsets: Tensor, grid: IntGrid, R: Tensor, A: Tensor, fixed: Tensor | None) -> None:
-    """Improve the ``offsets`` (w, m) of the columns of ``block``, one after another, and keep R (w, m) up to date."""
-    own, near = A[block, block], R[block].clone()
-    changes = torch.empty_like(near)
-    for i, j in enumerate(range(block.start, block.stop)):
-        better = grid.offsets(offsets[j] * grid.scale + near[i] / own[i, i])
-        if fixed is not None:
-            better = torch.where(fixed[j], offsets[j], better)
-        torch.sub(better, offsets[j], out=changes[i]).mul_(grid.scale)
-        offsets[j] = better
-        near[i + 1 :].addcmul_(own[i + 1 :, i, None], changes[i][None], value=-1)
-    submul_(R, A[:, block], changes)
+    """Improve the ``offsets`` (w, m) of the columns of ``block``, one after another, and keep R (w, m) up to date.
+
+    In units of the scales: what is best for offset j is c_j + T_j, T = R / (A_jj s), and a change d_j of it changes T_k
+    by -A_kj / A_kk d_j.
+    """
+    own, now = A[block, block], offsets[block]
+    diagonal = own.diagonal()[:, None]
+    T, weights = R[block] / diagonal / grid.scale, own / diagonal
+    better, changes = torch.empty_like(now), torch.empty_like(now)
+    olds, targets, news, steps = (rows[:, None].unbind(0) for rows in (now, T, better, changes))  # (1, m) each
+    columns = weights.T[:, :, None].unbind(0)  # (w, 1) each
+    held = None if fixed is None else fixed[block][:, None].unbind(0)
+    for p in range(0, len(now), PANEL):
+        q = min(p + PANEL, len(now))
+        for j in range(p, q):
+            new = grid.round_(torch.add(olds[j], targets[j], out=news[j]))
+            if held is not None:
+                torch.where(held[j], olds[j], new, out=new)
+            torch.sub(new, olds[j], out=steps[j])
+            if j + 1 < q:
+                T[j + 1 : q].addcmul_(columns[j][j + 1 : q], steps[j], value=-1)
+        if q < len(now):
+            submul_(T[q:], weights[q:, p:q], changes[p:q])
+    now.copy_(better)
+    submul_(R, A[:, block], changes.mul_(grid.scale))
 
 
 def _scale(offsets: Tensor, scale: Tensor, R: Tensor, A: Tensor, bits: int) -> Tensor:

@@ -22,7 +22,7 @@ from compressor.methods.quantize_settings import GptqSettings
 from compressor.methods.result import Quantized
 from compressor.methods.round_nearest import foresee, grid_notes
 from compressor.methods.statistics import InputStatistics
-from compressor.methods.sweep import sweep
+from compressor.methods.sweep import settle_, sweep
 from compressor.methods.threads import matmul
 
 __all__ = ["TRIALS", "drift_target", "foresee", "settling_order", "solve"]
@@ -55,7 +55,7 @@ def solve(
     width = settings.width(n)
     diagonal = stats.hessian.diagonal()
     order = settling_order(diagonal if settings.act_order else torch.zeros_like(diagonal), width)
-    factor = InputStatistics(stats.hessian[order][:, order], stats.tokens).factor(settings.damp)
+    factor = stats.factor(settings.damp, order)
     if drift is None and settings.drift and stats.drift is not None:
         drift = settings.drift * stats.drift
     target = weight if drift is None else drift_target(weight, drift, factor.upper, order)
@@ -127,13 +127,13 @@ def _choose(columns: Tensor, upper: Tensor, importance: Tensor, settings: GptqSe
     if trials == 1:
         return grids[0]
     each = grids.flat()  # as if there were a row for each trial
-    losses = sweep(
-        columns.T.repeat(trials, 1),
+    _, losses = settle_(
+        columns.repeat(1, trials),
         upper,
         decide=None if keep is None else lambda start, c: keep[start : start + len(c)].repeat(1, trials),
         snap=lambda j, w: each.snap(w),
         block=settings.block,
-    ).loss
+    )
     return grids.gather(losses.view(trials, m).argmin(0)[None])[0]
 
 

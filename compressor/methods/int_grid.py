@@ -34,11 +34,15 @@ class IntGrid:
 
     def offsets(self, w: Tensor) -> Tensor:
         """Return code - zero (fp32) of the values nearest to ``w``, whose last dimensions are those of ``scale``."""
+        return self.round_(w / self.scale)
+
+    def round_(self, steps: Tensor) -> Tensor:
+        """Overwrite ``steps``, weights in units of their scale, by the nearest offsets there are, and return it."""
         top = 2.0 ** (self.bits - 1)
-        steps = (w / self.scale).round_()
+        steps.round_()
         if self.zero is None:
             return steps.clamp_(-top, top - 1)
-        return torch.minimum(torch.maximum(steps, -top - self.zero), top - 1 - self.zero)
+        return torch.clamp(steps, -top - self.zero, top - 1 - self.zero, out=steps)
 
     def snap(self, w: Tensor) -> Tensor:
         """Return the values nearest to ``w``."""

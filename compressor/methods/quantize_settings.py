@@ -31,6 +31,11 @@ class QuantizeSettings(BaseModel):
         "before (learned rounding)",
     )
     tune_rate: float = Field(5e-3, gt=0, lt=1, description="tune: learning rate, relative to the size of a weight")
+    tune_mode: Literal["block", "end-to-end"] = Field(
+        "block",
+        description="tune: block by block, each against its output before; or end-to-end, all blocks together against "
+        "the dense model's predictions (distillation), which keeps the parameters of all of them in memory",
+    )
 
     correct: int = Field(
         0, ge=0, description="add a matrix of this rank that makes up for the error of the code; 0 adds none"
@@ -54,6 +59,12 @@ class QuantizeSettings(BaseModel):
     def _check_regexes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return valid_regexes(value)
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> QuantizeSettings:
+        if self.tune_mode == "end-to-end" and not self.tune_steps:
+            raise ValueError("tune_mode end-to-end needs tune_steps, such as 400")
+        return self
+
     @property
     def needs_data(self) -> bool:
         """Whether calibration inputs are needed."""
@@ -67,6 +78,7 @@ class QuantizeSettings(BaseModel):
     def extras(self) -> str:
         """What was asked for on top of the method."""
         learned = " learned" if self.tune_steps else ""
+        learned += " end to end" if self.tune_mode == "end-to-end" else ""
         factors = "" if self.correct_bits == 16 else f" {self.correct_bits}-bit"
         correction = f" + rank {self.correct}{factors}" if self.correct else ""
         embeddings = f" + {self.embeddings}-bit embeddings" if self.embeddings else ""
@@ -276,6 +288,12 @@ class AwqSettings(GroupIntSettings):
         ge=0,
         description="choices of scales tried for each input, by the sizes of inputs and weights; 0: none",
     )
+
+    @model_validator(mode="after")
+    def _folded_by_block(self) -> AwqSettings:
+        if self.tune_mode == "end-to-end":
+            raise ValueError("awq cannot learn end to end: its scales change the norms block by block")
+        return self
 
 
 QUANTIZE_METHODS: dict[str, type[QuantizeSettings]] = {

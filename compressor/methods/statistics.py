@@ -56,17 +56,22 @@ class InputStatistics:
     drift: Tensor | None = None
     total: Tensor | None = None
     absolute: Tensor | None = None
-    _factors: dict[float, InverseFactor] = field(default_factory=dict, repr=False, compare=False)
+    _factors: dict[tuple[float, bytes], InverseFactor] = field(default_factory=dict, repr=False, compare=False)
 
-    def factor(self, damp: float) -> InverseFactor:
-        """Return the factor of the inverse of the damped H; computed once per ``damp``.
+    def factor(self, damp: float, order: Tensor | None = None) -> InverseFactor:
+        """Return the factor of the inverse of the damped H; computed once per ``damp`` and ``order``.
+
+        Args:
+            order: (n,) int64, a permutation: of H with its inputs in that order.
 
         Raises:
             FactorizationError: see `inverse_factor`.
         """
-        if damp not in self._factors:
-            self._factors[damp] = inverse_factor(self.hessian, damp)
-        return self._factors[damp]
+        key = damp, b"" if order is None else order.cpu().numpy().tobytes()
+        if key not in self._factors:
+            hessian = self.hessian if order is None else self.hessian[order][:, order]
+            self._factors[key] = inverse_factor(hessian, damp)
+        return self._factors[key]
 
     @property
     def rungs(self) -> tuple[str, ...]:

@@ -63,15 +63,41 @@ def sweep(
         span: how many columns one decision covers (``block`` when None); a block is cut to fit it.
         snap: maps a column to representable values; the identity when None.
     """
-    m, n = weight.shape
+    W = weight.T.clone(memory_format=torch.contiguous_format)
+    keep, loss = settle_(W, upper, decide=decide, span=span, snap=snap, block=block)
+    if keep is None:
+        return Swept(W.T.contiguous(), torch.ones(weight.shape, dtype=torch.bool, device=W.device), loss)
+    W.masked_fill_(~keep, 0)  # and not a product: that would leave negative zeros
+    return Swept(W.T.contiguous(), keep.T.contiguous(), loss)
+
+
+def settle_(
+    W: Tensor,
+    upper: Tensor,
+    *,
+    decide: Decide | None = None,
+    span: int | None = None,
+    snap: Snap | None = None,
+    block: int = 128,
+) -> tuple[Tensor | None, Tensor]:
+    """Like `sweep`, for weights that are transposed already, ``W`` (n, m) fp32, contiguous and overwritten.
+
+    What is dropped is left in ``W`` as it was when it was settled.
+
+    Returns:
+        What is kept, (n, m) bool, or None for everything; and the loss (m,) fp64.
+    """
+    n, m = W.shape
     span = min(span or block, n)
     block, panel = _widths(span, min(block, n), n)
-    W = weight.T.clone(memory_format=torch.contiguous_format)
-    keep = torch.ones(n, m, dtype=torch.bool, device=weight.device)
-    drop = torch.zeros(n, m, dtype=W.dtype, device=weight.device)  # 1 / U_jj where w_j is pruned: e_j in one product
-    E = torch.empty(block, m, dtype=W.dtype, device=weight.device)
-    loss = torch.zeros(m, dtype=torch.float64, device=weight.device)
+    keep: Tensor | None = None
+    drop: Tensor | None = None  # 1 / U_jj where w_j is pruned: e_j in one product
+    E = torch.empty(block, m, dtype=W.dtype, device=W.device)
+    loss = torch.zeros(m, dtype=torch.float64, device=W.device)
     reciprocal = upper.diagonal().reciprocal().unsqueeze(1)
+    # Rows, as columns of the weights and errors, taken apart once: views cost as much as the arithmetic of a column.
+    columns, errors, coefficients = W.unbind(0), E.unbind(0), upper[:, :, None].unbind(0)
+    factors = upper.diagonal().reciprocal().tolist() if snap is not None else []
 
     for a in range(0, n, block):
         b = min(a + block, n)
@@ -82,27 +108,31 @@ def sweep(
                     end = min(j + span, n)
                     chosen = decide(j, W[j:end])
                     if chosen is not None:
+                        if keep is None or drop is None:
+                            keep, drop = torch.ones_like(W, dtype=torch.bool), torch.zeros_like(W)
                         keep[j:end] = chosen
                         torch.mul(~chosen, reciprocal[j:end], out=drop[j:end])
-                e = E[j - a]
-                if snap is None:
-                    torch.mul(W[j], drop[j], out=e)
+                w, e = columns[j], errors[j - a]
+                if snap is not None:
+                    settled = snap(j, w)
+                    if keep is not None:
+                        settled = settled.masked_fill(~keep[j], 0)
+                    torch.sub(w, settled, out=e).mul_(factors[j])
+                    w.copy_(settled)
+                elif drop is not None:
+                    torch.mul(w, drop[j], out=e)
                 else:
-                    settled = snap(j, W[j]).masked_fill(~keep[j], 0)
-                    torch.sub(W[j], settled, out=e).mul_(reciprocal[j])
-                    W[j] = settled
+                    e.zero_()
                 if j + 1 < q:
                     # addr_ would be a touch faster, but its bits depend on where threads divide the columns
-                    W[j + 1 : q].addcmul_(upper[j, j + 1 : q, None], e[None], value=-1)
+                    W[j + 1 : q].addcmul_(coefficients[j][j + 1 : q], e, value=-1)
             if q < b:
                 submul_(W[q:b], upper[p:q, q:b].T, E[p - a : q - a])
         settled_errors = E[: b - a]
         loss += settled_errors.square().sum(0)
         if b < n:
             submul_(W[b:], upper[a:b, b:].T, settled_errors)
-
-    W.masked_fill_(~keep, 0)  # and not a product: that would leave negative zeros
-    return Swept(W.T.contiguous(), keep.T.contiguous(), loss / 2)
+    return keep, loss / 2
 
 
 def _widths(span: int, block: int, n: int) -> tuple[int, int]:

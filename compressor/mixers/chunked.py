@@ -30,7 +30,8 @@ State = dict[str, Tensor]
 
 memory (B, Hk, f, dv+1), and with a window the last tokens keys (B, Hk, P, d), values (B, Hk, P, dv), features (B,
 Hk, P, f), decays (B, Hk, P, 1 or f), rank (B, P) int64; sink_keys (B, Hk, m, d), sink_values (B, Hk, m, dv),
-sink_filled (B, m); count (B) int64, the valid tokens so far.
+sink_filled (B, m); count (B) int64, the valid tokens so far. Where the memory holds every token, features and decays
+are empty.
 """
 
 
@@ -161,18 +162,20 @@ def _one_chunk(new: Tokens, frame: Frame, state: State, scale: float, sink_logit
     decays = torch.cat([state["decays"], log_decay], 2)
     features = torch.cat([state["features"], new.key_features], 2)
     since = decays.cumsum(2)  # log of what is left, from the first cached token on
-    before = since[:, :, P - 1 : P] if P else torch.zeros_like(since[:, :, :1])
+    old = state["decays"].shape[2]  # P, or 0 where what is cached is in the memory already
+    before = since[:, :, old - 1 : old] if old else torch.zeros_like(since[:, :, :1])
     found = _read_window(new.queries, keys, values, near, state, scale, sink_logits) if frame.window else None
     far = there & ~near if frame.older else there
-    # only these can have left the window within this call; else what is cached is in the memory already
+    # only these can have left the window within this call
     at = slice(0, max(0, P + L - frame.window)) if frame.older else slice(P, P + L)
+    known = at if frame.older else slice(0, L)
     memory = _read_memory(
         new,
-        features[:, :, at],
+        features[:, :, known],
         values[:, :, at],
         far[..., at],
-        since[:, :, at],
-        since[:, :, P:],
+        since[:, :, known],
+        since[:, :, old:],
         before,
         state["memory"],
     )
@@ -250,10 +253,11 @@ def _next_state(
     gone = max(0, P + L - kept)
     end = since[:, :, -1:]
     fold = slice(0, gone) if frame.older else slice(P, P + L)
+    known = fold if frame.older else slice(0, L)
     memory = state["memory"] * (end - before).exp().transpose(2, 3)
     first = frame.sinks if frame.older and frame.window else 0  # sinks stay in the window, where there is one
     entering = (ranks[:, fold] >= first)[:, None, :, None]
-    weighted = features[:, :, fold] * (end - since[:, :, fold]).exp() * entering
+    weighted = features[:, :, known] * (end - since[:, :, known]).exp() * entering
     memory = memory + torch.einsum("bhjf,bhjv->bhfv", weighted, _with_ones(values[:, :, fold]))
     sinks = {name: state[name] for name in ("sink_keys", "sink_values", "sink_filled")}
     if frame.sinks and frame.window and gone:
@@ -269,8 +273,8 @@ def _next_state(
         "memory": memory,
         "keys": keys[:, :, gone:],
         "values": values[:, :, gone:],
-        "features": features[:, :, gone:],
-        "decays": decays[:, :, gone:],
+        "features": features[:, :, gone if frame.older else L :],
+        "decays": decays[:, :, gone if frame.older else L :],
         "rank": ranks[:, gone:],
         **sinks,
         "count": state["count"] + new.valid.sum(1),

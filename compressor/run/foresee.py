@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -17,6 +17,12 @@ from compressor.methods.quantize_settings import QuantizeSettings
 from compressor.methods.quantizers import foresee, foresee_factors_of
 from compressor.methods.settings import PruneSettings
 from compressor.run.recipe import WITHOUT_ZERO, Stage, not_for_factors
+
+LEARNED_BYTES = 32
+"""A weight that learns: its parameter, gradient, two moments, the best value so far, and what its learner holds."""
+
+SAVED_BYTES = 16
+"""The same on disk: parameter, moments, best value."""
 
 MASKS = ("bitmask", "nm")
 """Formats whose values can be worked on: a mask, and the kept weights as they were."""
@@ -107,6 +113,12 @@ def _against_factors(stage: Stage, linear: Linear, packed: Mapping[str, Any]) ->
         return [f"{linear.name} is already decomposed, its factors are integers; start from its source"]
     why = not_for_factors(stage)
     return [f"{linear.name} is decomposed: {why}; --method gptq, without extras"] if why else []
+
+
+def learned_bytes(stage: Stage, linears: Sequence[Linear]) -> tuple[int, int]:
+    """What learning end to end keeps in memory, and what it puts on disk (also while it writes that anew)."""
+    weights = sum(prod(linear.shape) for linear in linears) if stage.end_to_end else 0
+    return LEARNED_BYTES * weights, 2 * SAVED_BYTES * weights
 
 
 def _zero_share(spec: Mapping[str, Any]) -> float:

@@ -21,7 +21,7 @@ from compressor.formats.registry import format_of
 from compressor.methods.decompose_settings import SvdLlmSettings
 from compressor.run.container import Container, container_of
 from compressor.run.embeddings import embedding_violations, foreseen_specs
-from compressor.run.foresee import foreseen_spec, violations
+from compressor.run.foresee import foreseen_spec, learned_bytes, violations
 from compressor.run.linear_plan import linear_layouts, linear_stage, linear_violations
 from compressor.run.linear_target import target_of
 from compressor.run.narrow_plan import Narrowing, foresee_narrow
@@ -112,14 +112,22 @@ class Plan:
         solver = 6 * 4 * largest if self.recipe.stages else 0
         data = hessians if self.recipe.needs_data else 0
         total: int = PROCESS_BYTES + outer + coded + block * (itemsize + 4) + data + activations + solver
-        return total + self.state_bytes
+        return total + self.state_bytes + self.learned_bytes[0]
+
+    @property
+    def learned_bytes(self) -> tuple[int, int]:
+        """What learning end to end takes in memory and on disk."""
+        found = list(map(learned_bytes, self.recipe.stages, self.targets))
+        return sum(memory for memory, _ in found), sum(disk for _, disk in found)
 
     @property
     def disk_bytes(self) -> int:
         """Bytes needed on disk while running: the output twice where shards are joined, and the states twice."""
         joined = 2 if self.tensor_bytes <= ONE_FILE else 1
         surveyed = max(map(self._survey_bytes, self.recipe.stages, self.targets), default=0)
-        return joined * self.output_bytes + 2 * self.state_bytes + surveyed + 50_000_000
+        learned = self.learned_bytes[1]
+        learned += self.output_bytes if learned else 0  # the codes it starts at
+        return joined * self.output_bytes + 2 * self.state_bytes + surveyed + learned + 50_000_000
 
     def _survey_bytes(self, stage: Stage, linears: tuple[Linear, ...]) -> int:
         """What choosing ranks by the loss puts on disk: components, costs, moments, and the states of all blocks."""

@@ -37,6 +37,7 @@ PER_STAGE = (
     "embeddings",
     "tune_steps",
     "tune_rate",
+    "tune_mode",
     "preprocess",
 )  # mean nothing for a single matrix
 
@@ -87,8 +88,13 @@ class Stage(BaseModel):
 
     @property
     def tuned(self) -> bool:
-        """Whether the blocks are learned after they have been quantized."""
+        """Whether the codes are learned after the blocks have been quantized."""
         return isinstance(self.settings, QuantizeSettings) and self.settings.tune_steps > 0
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether those of all blocks are learned together, when the last block has been quantized."""
+        return self.tuned and getattr(self.settings, "tune_mode", None) == "end-to-end"
 
     @property
     def prepared(self) -> bool:
@@ -247,6 +253,11 @@ def check_chain(stages: tuple[Stage, ...]) -> None:
         raise UserError(
             f"{alone.label} changes the architecture of the model and must be the only stage",
             fix="run the others as commands of their own, before or on its output",
+        )
+    if len(stages) > 1 and (alone := next((stage for stage in stages if stage.end_to_end), None)):
+        raise UserError(
+            f"{alone.label} learns against the model that the run was given, and must be the only stage",
+            fix="run the others as commands of their own before it, or --tune-mode block",
         )
     for number, (earlier, later) in enumerate(pairwise(stages), 2):
         if earlier.kind == "quantize" or getattr(earlier.settings, "bits", None) is not None:

@@ -18,7 +18,12 @@ from compressor.run.recipe import Recipe, Stage
 
 @dataclass(frozen=True)
 class Options:
-    """What decides how a run behaves, but not the bytes of its output."""
+    """What decides how a run behaves, but not the bytes of its output.
+
+    Attributes:
+        own_process: nothing else lives in this process: the garbage collector need not look at what is loaded by the
+            time the run begins.
+    """
 
     output: Path
     fresh: bool = False
@@ -26,6 +31,7 @@ class Options:
     trust_remote_code: bool = False
     revision: str | None = None
     command: str = ""
+    own_process: bool = False
 
 
 @dataclass
@@ -74,6 +80,16 @@ class Run:
     def blocks(self) -> int:
         """Number of decoder blocks."""
         return len(self.skeleton.block_names)
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether the codes of all blocks learn together, before any of them is written."""
+        return any(stage.end_to_end for stage in self.recipe.stages)
+
+    @property
+    def outputs(self) -> list[str]:
+        """The streams that go through the compressed model."""
+        return [name for name in ("compressed", "probe") if name in self.streams]
 
     def timed(self, what: str, since: float) -> None:
         """Add the time since ``since`` (``time.perf_counter()``) to an entry of the report."""

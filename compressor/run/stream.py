@@ -1,11 +1,12 @@
 """The main path: a recipe and a model in, a verified compressed folder and its report out.
 
 Reads top to bottom: :func:`compress` opens and checks everything, then visits the decoder blocks one by one
-(:func:`_visit_block`), then measures, verifies, reports and publishes.
+(:func:`_visit_block`), lets what was asked for learn as a whole, then measures, verifies, reports and publishes.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -38,6 +39,7 @@ from compressor.run import finish, write
 from compressor.run.allocate import survey
 from compressor.run.baseline import baseline_weight
 from compressor.run.decompose import decompose_block
+from compressor.run.distill_codes import check_room, learn_together, put_down_codes
 from compressor.run.embeddings import code_embeddings, coded_runner
 from compressor.run.folding import fold_scales
 from compressor.run.inputs import Inputs, load_inputs, probe_ids
@@ -91,9 +93,12 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
     options = replace(options, output=Path(os.path.abspath(options.output)))  # noqa: PTH100  # "." needs a name
     began, started = time.perf_counter(), finish.utc_now()
     checkpoint, plan = foresee(recipe, model, trust_remote_code=options.trust_remote_code, revision=options.revision)
+    if options.own_process:
+        gc.freeze()
     plan.refuse()
     check_output(options.output, checkpoint.folder, overwrite=options.overwrite)
     check_disk(options.output, plan.disk_bytes)
+    check_room(plan)
     warnings = _memory_warning(plan)
     inputs = load_inputs(plan, model, options.trust_remote_code, voice)
     digest = _read_through(checkpoint, voice)
@@ -125,6 +130,7 @@ def _compress(run: Run, started: str, began: float, warnings: list[str]) -> Repo
                 ticker.now(f"block {block + 1}")
                 run.journal.finish_block(_visit_block(run, block), _states(run))
                 ticker.advance()
+        learn_together(run)
         return _finish(run, verifier, started, began, warnings)
     finally:
         if verifier is not None:
@@ -271,20 +277,24 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
         total = stream.ids.numel() if stream is not None else 0
         apply_stage(stage, chosen, work, seen, sparsity[block] if sparsity else None, run.runner, total)
         run.timed("solving", since)
-        if stage.tuned and stream is not None and reference is not None and chosen:
+        by_block = stage.tuned and not stage.end_to_end
+        if by_block and stream is not None and reference is not None and chosen:
             since = time.perf_counter()
             tune_stage(stage, chosen, work, before, run.runner, block, stream, reference.states)
             run.timed("learning", since)
         _pass_on(run, block, stream)
     since = time.perf_counter()
-    for name in ("compressed", "probe"):
-        if name in run.streams:
+    for name in run.outputs:
+        if not run.end_to_end:
             run.runner.step(block, run.streams[name])
     baseline = _baseline(run, block, linears, work)
     run.timed("evaluating", since)
     since = time.perf_counter()
     specs, parts = pack_block(work, linears)
-    write.write_block(run.folder, run.plan, block, specs, parts, work)
+    if run.end_to_end:
+        put_down_codes(run, block, parts)
+    else:
+        write.write_block(run.folder, run.plan, block, specs, parts, work)
     run.runner.release_block(block)
     run.timed("packing and writing", since)
     return {"specs": specs, "layers": list(work.layers.values()), "baseline": baseline, "experts": experts}

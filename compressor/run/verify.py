@@ -1,9 +1,7 @@
 """A fresh process loads the written folder and must reproduce the logits of the run.
 
 The process is started while the last blocks are still being worked on, so that its imports cost no time; it waits for
-the
-folder on its standard input. Usage: ``python -m compressor.run.verify``, one JSON request on stdin, one answer on
-stdout.
+the folder on its standard input: one JSON request on stdin, one answer on stdout.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.engine.imports import end_quickly, uncollected
 from compressor.engine.limits import available_memory
 from compressor.errors import UserError
 from compressor.formats.parts import Spec, parse_dtype
@@ -51,6 +50,14 @@ def tolerance(dtype: torch.dtype, specs: Mapping[str, Spec]) -> float:
     return max(TOLERANCE[each] for each in {dtype, *rounded})
 
 
+START = """
+from compressor.engine.imports import uncollected
+with uncollected():
+    from compressor.run.verify import serve
+serve()
+"""
+
+
 class Verifier:
     """Holds the waiting process."""
 
@@ -58,7 +65,7 @@ class Verifier:
         self.folder = folder
         self.plan = plan
         self.route = ROUTES[plan.container]
-        command = [sys.executable, "-m", "compressor.run.verify"]
+        command = [sys.executable, "-c", START]
         environment = {**os.environ, "TQDM_DISABLE": "1"}  # standard error is the user's
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -142,8 +149,12 @@ def recompute(request: dict[str, Any]) -> Tensor:
     return runner.logits(stream, slice(0, 1)).cpu()
 
 
-def _serve() -> None:
-    from transformers.utils import logging  # while the other process still works
+def serve() -> None:
+    """Answer the one request on standard input."""
+    end_quickly()
+    with uncollected():  # while the other process still works
+        import transformers.modeling_utils  # noqa: F401
+        from transformers.utils import logging
 
     logging.disable_progress_bar()  # standard error is the user's
     logging.set_verbosity_error()
@@ -157,7 +168,3 @@ def _serve() -> None:
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
     print(json.dumps({"problem": problem}), flush=True)
-
-
-if __name__ == "__main__":
-    _serve()

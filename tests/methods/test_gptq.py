@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.formats.group_int import GroupInt, layout_group_int
+from compressor.formats.group_int import GroupInt, layout_group_int, portable_scale
 from compressor.methods import gptq, round_nearest
 from compressor.methods.code_descent import descend
 from compressor.methods.gptq import drift_target, settling_order
@@ -139,6 +139,42 @@ def test_refining_never_makes_a_row_worse(bits: int, group: Any) -> None:
             after = row_losses(weight - descend(weight, before, stats.hessian, shift, rounds).dense(), H)
             assert (after <= rows * (1 + 1e-5)).all() and after.sum() < rows.sum()
             rows = after
+
+
+def descent(weight: Tensor, code: GroupInt, hessian: Tensor, shift: float, frozen: Tensor) -> Tensor:
+    """One round of descent as it is defined, in fp64, one weight after another; the values (m, n)."""
+    A = hessian.double() + shift * torch.eye(len(hessian), dtype=torch.float64)
+    m, n = weight.shape
+    width, top = n // code.scale.shape[1], 2 ** (code.bits - 1)
+    zero = torch.zeros_like(code.scale) if code.zero is None else code.zero
+    offsets, scale = (code.codes - zero.repeat_interleave(width, 1)).double(), code.scale.double().clone()
+    for i, start in product(range(m), range(0, n, width)):
+        group, g = slice(start, start + width), start // width
+        for j in range(start, start + width):
+            R = (weight[i].double() - offsets[i] * scale[i].repeat_interleave(width)) @ A
+            best = round(float(offsets[i, j] + R[j] / A[j, j] / scale[i, g]))
+            if not frozen[i, j]:
+                offsets[i, j] = min(max(best, -top - int(zero[i, g])), top - 1 - int(zero[i, g]))
+        c = offsets[i, group]
+        R = (weight[i].double() - offsets[i] * scale[i].repeat_interleave(width)) @ A
+        curvature, gain = float(c @ A[group, group] @ c), float(R[group] @ c)
+        rounded = portable_scale((scale[i, g] + gain / curvature).float(), code.bits).double() if curvature else 0
+        step = float(rounded - scale[i, g])
+        if step * (2 * gain - step * curvature) > 0:
+            scale[i, g] = rounded
+    return (offsets * scale.repeat_interleave(width, 1)).float()
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize(("n", "group"), [(40, 40), (40, 8), (160, 160)])  # several panels, groups, blocks
+def test_descent_is_what_it_is_defined_to_be(n: int, group: int, asymmetric: bool) -> None:
+    weight, stats = problem(m=5, n=n)
+    shift = stats.shift(0.01)
+    before = nearest(weight, bits=3, group=group, asymmetric=asymmetric)
+    frozen = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.2
+    found = descend(weight, before, stats.hessian, shift, 1, frozen)
+    assert torch.allclose(found.dense(), descent(weight, before, stats.hessian, shift, frozen), rtol=1e-6)
+    assert torch.equal(found.codes[frozen], before.codes[frozen])
 
 
 def test_where_refining_ends_no_single_code_is_better() -> None:

@@ -31,6 +31,17 @@ def test_factor_is_the_published_one_and_cached() -> None:
     assert stats.factor(0.1) is not factor
 
 
+def test_factor_in_another_order_is_that_of_the_ordered_hessian_and_cached() -> None:
+    _, H, _ = correlated(4, 30)
+    stats = InputStatistics(H, 100)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(3))
+    found = stats.factor(0.01, order)
+    assert torch.equal(found.upper, InputStatistics(H[order][:, order], 100).factor(0.01).upper)
+    assert stats.factor(0.01, order.clone()) is found
+    assert not torch.equal(stats.factor(0.01, order.flip(0)).upper, found.upper)
+    assert not torch.equal(stats.factor(0.01).upper, found.upper)
+
+
 def test_scale_of_the_hessian_does_not_matter() -> None:
     _, H, tokens = correlated(1, 90)
     H[5] = H[:, 5] = 0

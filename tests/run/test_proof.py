@@ -205,7 +205,7 @@ def test_a_memory_that_made_the_text_gains_and_a_bad_one_costs() -> None:
     teacher, student = make_pair()
     with torch.no_grad():
         for layer in student.model.layers:
-            layer.self_attn.lin_mix.fill_(-3.0)  # the window counts little
+            layer.self_attn.lin_mix.fill_(3.0)  # the window counts little
     text = _sampled(student, rows=8, length=48)
     good = positions(teacher, student, text)
     assert good.gain is not None

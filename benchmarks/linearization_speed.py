@@ -1,0 +1,82 @@
+"""Time and memory of a token by context, softmax attention against linearized attention of the same shapes."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from compressor.hf.linear_attention import LinearAttention
+from compressor.hf.linear_cache import state_bytes
+from compressor.methods.linearize_settings import LINEARIZE_METHODS
+
+STEPS = 9
+LONGEST_SOFTMAX_PREFILL = 16384  # tokens; beyond it the cache is made up
+PIECE = 4096  # tokens of a prefill at once
+
+
+def untrained(dense: Any) -> Any:
+    """The same model with the default's attention in every layer, not trained: it takes as long."""
+    model = copy.deepcopy(dense)
+    spec = LINEARIZE_METHODS["windowed"]().mixer("windowed", dense.config.head_dim)
+    for layer, block in enumerate(model.model.layers):
+        block.self_attn = LinearAttention(block.self_attn, spec, layer)
+    return model.eval()
+
+
+@torch.no_grad()
+def prefill(model: Any, tokens: int) -> tuple[Any, float]:
+    """A cache of so many random tokens, read in pieces, and the seconds that took."""
+    from transformers import DynamicCache
+
+    ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    cache = DynamicCache(config=model.config)
+    began = time.perf_counter()
+    for piece in ids.split(PIECE, 1):
+        model.model(input_ids=piece, past_key_values=cache, use_cache=True)
+    return cache, time.perf_counter() - began
+
+
+@torch.no_grad()
+def made_up(model: Any, tokens: int) -> Any:
+    """A softmax cache of so many tokens, filled with random numbers: what stands in it does not change the time."""
+    from transformers import DynamicCache
+
+    config, cache = model.config, DynamicCache(config=model.config)
+    shape = (1, config.num_key_value_heads, tokens, config.head_dim)
+    for layer in range(config.num_hidden_layers):
+        cache.update(torch.randn(shape), torch.randn(shape), layer)
+    return cache
+
+
+@torch.no_grad()
+def token_ms(model: Any, cache: Any) -> float:
+    """Median milliseconds of one more token."""
+    times = []
+    for number in range(STEPS + 1):
+        began = time.perf_counter()
+        model.model(input_ids=torch.tensor([[number]]), past_key_values=cache, use_cache=True)
+        times.append(1e3 * (time.perf_counter() - began))
+    return median(times[1:])
+
+
+def measure_speed(dense: Any, contexts: Sequence[int]) -> dict[str, Any]:
+    """Rows by context: seconds of a prefill, milliseconds of a token, bytes of the cache, of both models."""
+    linear = untrained(dense)
+    rows = []
+    for context in contexts:
+        row: dict[str, Any] = {"context": context}
+        for name, model in (("softmax", dense), ("linear", linear)):
+            if name == "softmax" and context > LONGEST_SOFTMAX_PREFILL:
+                cache, seconds = made_up(model, context), None
+            else:
+                cache, seconds = prefill(model, context)
+            row |= {f"{name}_bytes": state_bytes(cache), f"{name}_prefill": seconds}
+            row[f"{name}_ms"] = token_ms(model, cache)
+        rows.append(row)
+        print(row, flush=True)
+    return {"rows": rows}

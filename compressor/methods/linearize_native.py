@@ -16,6 +16,7 @@ class NativeSettings(LinearizeSettings):
     rate: float = Field(
         0.0, ge=0, lt=1, description=f"attention transfer: learning rate; 0: 1e-2, 3e-3 for hidden sizes above {WIDE}"
     )
+    new_rate: float = Field(3e-3, gt=0, lt=1, description="end to end: learning rate of the converted layers")
     memory_alone: float = Field(0.0, ge=0, le=0, description="there is no window to leave out")
 
     def transfer_rate(self, hidden: int) -> float:

@@ -215,6 +215,24 @@ def test_training_end_to_end_changes_what_it_should(
             assert not bias[inner : 4 * inner].any() and bool((bias[4 * inner :] != 0).any())
 
 
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(sources: Any, calibration: Path, tmp_path: Path) -> None:
+    stage = {"train": "full", "full_rate": 1e-3, "keep_layers": [1], "tokens": 8 * TOKENS}
+    tiny_models.run_recipe(recipe(calibration, "mamba2", stage), sources["mamba2"], tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               "-m", "compressor.cli.app", "linearize", str(sources["mamba2"]), "-o", str(tmp_path / "two"),
+               "--method", "mamba2", "--tokens", str(8 * TOKENS), "--train", "full", "--full-rate", "1e-3",
+               "--keep-layers", "1", "--calibration", str(calibration), "--nsamples", "16",
+               "--seqlen", str(tiny_models.LENGTH), "--eval", "none", "--no-verify", "-q"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ids = tiny_models.random_ids(2, 40)
+    one, two = (tiny_models.stock_logits(tmp_path / name, ids) for name in ("one", "two"))
+    before = tiny_models.stock_logits(sources["mamba2"], ids)
+    assert 0 < float((one - two).abs().max()) < 1e-3 * float((one - before).abs().max())
+
+
 @pytest.mark.parametrize("method", FAMILIES)
 def test_decays_are_trained_at_a_rate_of_their_own(sources: Any, method: str) -> None:
     runner = tiny_models.open_runner(sources[method])

@@ -117,7 +117,8 @@ def transfer_block(
     lesson: Lesson,
     tick: Callable[[int, float], None] = lambda tokens, error: None,
 ) -> Transferred:
-    """Train what is new in one loaded block; the block itself is left as it was.
+    """Train what is new in one loaded block; the block itself is left as it was. Training that ends worse than it began
+    is forgotten.
 
     Args:
         stream: states of the training windows in front of the block.
@@ -139,15 +140,20 @@ def transfer_block(
     students.start(student, attention, fitted or checked)
     new = students.new(student)
     before = _measured(students, student, checked, WHOLE)
-    curve: list[tuple[int, float]] = []
+    after, curve = before, list[tuple[int, float]]()
     if new:
+        begun = {name: p.detach().clone() for name, p in new.items()}
         with torch.enable_grad():
             curve = _train(runner, block, stream, students, student, lesson, batches[held:], tick)
+        after = _measured(students, student, checked, WHOLE)
+        if not after <= before:  # an attention that gives next to nothing is soon overshot
+            students.take(student, begun)
+            after = before
     alone = {parts: _measured(students, student, checked, parts) for parts in students.parts}
     return Transferred(
         tensors={name: p.detach().float().cpu() for name, p in new.items()},
         before=before,
-        after=_measured(students, student, checked, WHOLE),
+        after=after,
         memory=alone.get(MEMORY),
         window=alone.get(WINDOW),
         curve=curve,

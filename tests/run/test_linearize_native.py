@@ -249,11 +249,22 @@ def test_decays_are_trained_at_a_rate_of_their_own(sources: Any, method: str) ->
     assert all(torch.equal(before[name], p) for name, p in block.named_parameters())
 
 
+def test_training_that_does_harm_is_forgotten(sources: Any) -> None:
+    runner = tiny_models.open_runner(sources["mamba2"])
+    stream = runner.start(tiny_models.random_ids(16))
+    runner.load_block(0)
+    students = NativeStudents(runner.skeleton.checkpoint.config, "mamba2")
+    wild = transfer_block(runner, 0, stream, students, Lesson(20 * TOKENS, 8, 0.9, 1e-3, 0.0, 0))
+    assert wild.after == wild.before < max(error for _, error in wild.curve)
+    none = transfer_block(runner, 0, stream, students, Lesson(2 * TOKENS, 8, 1e-9, 1e-9, 0.0, 0))
+    assert all(torch.allclose(value, none.tensors[name], atol=1e-6) for name, value in wild.tensors.items())
+
+
 def test_an_example_is_judged_by_the_stock_layers_answer(sources: Any) -> None:
     runner = tiny_models.open_runner(sources["mamba2"])
     attention = attention_of(runner.load_block(0))[1]
     students = NativeStudents(runner.skeleton.checkpoint.config, "mamba2")
-    student: Any = students.make(attention, 0)
+    student: Any = students.make(attention, 0).requires_grad_(False)
     hidden = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
     answer = student.layer(hidden).detach()
     call = {"attention_mask": None, "position_embeddings": None}

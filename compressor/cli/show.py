@@ -15,6 +15,7 @@ from compressor.report.numbers import bytes_text, percent, significant
 from compressor.report.schema import Report
 from compressor.report.sentences import classes_told, headline
 from compressor.run.container import LOADS_WITH
+from compressor.run.linear_plan import linear_advice
 from compressor.run.plan import Plan
 
 
@@ -46,6 +47,7 @@ def plan_json(plan: Plan, model: str) -> dict[str, Any]:
         "disk_bytes": plan.disk_bytes,
         "loads_with": list(LOADS_WITH[plan.container]),
         "carried_over": list(skeleton.extra),
+        "advice": linear_advice(plan.recipe.stages, skeleton),
         "violations": list(plan.violations),
     }
 
@@ -81,6 +83,8 @@ def print_plan(plan: Plan, model: str) -> None:
         table.add_row("carried over", f"{len(facts['carried_over'])} tensors the model does not know")
     console.print()
     console.print(table)
+    for line in facts["advice"]:
+        console.print(f"also possible: {line}", style="dim")
     for violation in facts["violations"]:
         console.print(Text.assemble(("refused:", "red"), f" {violation}"))
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from compressor.errors import UserError
 
 LOGITS_AT_ONCE = 1 << 23
 """Elements of a logit tensor (windows x tokens x vocabulary) that are held together."""
+
+Kind = Literal["old", "new", "gate"]
+"""A parameter: of the dense model too, new in a linearized layer, or one of its decays."""
 
 SAVE_EVERY = 120.0
 """Seconds between two checkpoints."""
@@ -85,18 +88,27 @@ def _rest(logs: Tensor) -> Tensor:
     return torch.log1p(-logs.exp().sum(-1, keepdim=True).clamp_max(1 - 1e-6))
 
 
-def trainable(student: nn.Module, course: Course) -> list[dict[str, Any]]:
+def own_kind(name: str) -> Kind:
+    """What a parameter of a model with linearized layers of our own is."""
+    return ("gate" if ".lin_decay." in name else "new") if ".lin_" in name else "old"
+
+
+def trainable(student: nn.Module, course: Course, kind: Callable[[str], Kind]) -> list[dict[str, Any]]:
     """Groups of parameters that are trained, each with its peak learning rate; marks them, and no others, to be
-    trained."""
+    trained.
+
+    Args:
+        kind: of a parameter, by its name; low-rank updates count as old.
+    """
+    rates = {"old": course.rate, "new": course.new_rate, "gate": course.gate_rate}
     groups: dict[float, list[nn.Parameter]] = {}
     lora = any(isinstance(module, LoraLinear) for module in student.modules())
     for name, parameter in student.named_parameters():
-        new = ".lin_" in name
-        wanted = new or not lora or ".lora_" in name
+        found = kind(name)
+        wanted = found != "old" or not lora or ".lora_" in name
         parameter.requires_grad_(wanted)
         if wanted:
-            rate = (course.gate_rate if ".lin_decay." in name else course.new_rate) if new else course.rate
-            groups.setdefault(rate, []).append(parameter)
+            groups.setdefault(rates[found], []).append(parameter)
     return [{"params": parameters, "lr": rate, "peak": rate} for rate, parameters in sorted(groups.items())]
 
 
@@ -108,6 +120,7 @@ def distill(
     accelerator: Any,
     checkpoint: Path,
     tick: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    kind: Callable[[str], Kind] = own_kind,
 ) -> Distilled:
     """Train ``student`` in place.
 
@@ -117,6 +130,7 @@ def distill(
         accelerator: of accelerate.
         checkpoint: file that the run can go on from; written by the first process.
         tick: told after every step.
+        kind: of a parameter of the student, by its name.
 
     Raises:
         UserError: windows cannot be shared out evenly, or training does not stay finite.
@@ -125,7 +139,7 @@ def distill(
     if course.batch % world:
         raise UserError(f"steps of {course.batch} windows cannot be shared by {world} processes", fix="--batch")
     own = course.batch // world
-    groups = trainable(student, course)
+    groups = trainable(student, course, kind)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     student.train()
     model, optimizer = accelerator.prepare(student, optimizer)

@@ -16,22 +16,13 @@ from torch import Tensor, nn
 
 from compressor.engine.forward import BlockRunner, Stream, replaced_forwards
 from compressor.engine.schedule import Order, cosine
+from compressor.engine.students import Example, Students, relative_error
 from compressor.errors import UserError
-from compressor.hf.linear_attention import LinearAttention
 from compressor.hf.linearized import attention_of
-from compressor.mixers.spec import MEMORY, WHOLE, WINDOW, MixerSpec
+from compressor.mixers.spec import MEMORY, WHOLE, WINDOW
 
 CHECKED = 4
 """Batches that are kept out of training to measure on."""
-
-STARTS = tuple(float(x) for x in range(4, -13, -1))
-"""Logarithms of the memory's weight that are tried at first."""
-
-SHARPNESS = (1.0, 0.3, 0.1)
-"""Scales of the feature maps' first weights that are tried."""
-
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Relative error up to which an attention counts as the one that the frame computes."""
 
 
 @dataclass(frozen=True)
@@ -80,41 +71,26 @@ class _Reached(Exception):  # noqa: N818  # not an error
     """Leaves a block behind its attention."""
 
 
-def put_attention(block: nn.Module, module: nn.Module) -> nn.Module:
-    """Put an attention module in the place of the one that a block has, and return that one."""
-    name, old = attention_of(block)
-    setattr(block, name, module)
-    return old
-
-
 @contextmanager
 def with_attention(block: nn.Module, module: nn.Module) -> Iterator[None]:
-    """Let a block use another attention for a while."""
-    old = put_attention(block, module)
+    """Let a block use another module in the place of its attention for a while."""
+    name, own = attention_of(block)
+    setattr(block, name, module)
     try:
         yield
     finally:
-        put_attention(block, old)
-
-
-@dataclass(frozen=True)
-class _Example:
-    """A call of the attention, and what the teacher answers (windows, T, D)."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    answer: Tensor
+        setattr(block, name, own)
 
 
 @torch.no_grad()
-def _example(runner: BlockRunner, block: int, stream: Stream, number: int, span: slice) -> _Example:
+def _example(runner: BlockRunner, block: int, stream: Stream, number: int, span: slice) -> Example:
     """Run a loaded block up to its attention, and note with what that was called and what it gave."""
     attention = attention_of(runner.skeleton.blocks[block])[1]
-    found: list[_Example] = []
+    found: list[Example] = []
 
     def noting(*args: Any, **kwargs: Any) -> Any:
         out = type(attention).forward(attention, *args, **kwargs)
-        found.append(_Example(args, kwargs, out if isinstance(out, Tensor) else out[0]))
+        found.append(Example(args, kwargs, out if isinstance(out, Tensor) else out[0]))
         raise _Reached
 
     with replaced_forwards([attention], [noting]):
@@ -125,110 +101,61 @@ def _example(runner: BlockRunner, block: int, stream: Stream, number: int, span:
     raise RuntimeError(f"block {block} does not call its attention")
 
 
-def _error(student: nn.Module, example: _Example) -> Tensor:
-    """Relative squared error of the student's answer, a scalar."""
-    out = student(*example.args, **example.kwargs)[0]
-    wanted = example.answer.float()
-    error: Tensor = (out.float() - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
-    return error
-
-
-def _measured(student: LinearAttention, examples: list[_Example], parts: str) -> float:
-    student.parts = parts
+def _measured(students: Students, student: nn.Module, examples: list[Example], parts: str) -> float:
+    students.use(student, parts)
     with torch.no_grad():
-        mean = sum(float(_error(student, example)) for example in examples) / len(examples)
-    student.parts = WHOLE
+        mean = sum(float(relative_error(student, example)) for example in examples) / len(examples)
+    students.use(student, WHOLE)
     return mean
-
-
-def check_attention(attention: nn.Module, example: _Example, layer: int) -> None:
-    """Refuse an attention that is more than rotated queries, keys, values and a softmax.
-
-    Raises:
-        UserError: our frame, given a window over everything, computes something else.
-    """
-    tokens = example.answer.shape[1]
-    plain = LinearAttention(attention, MixerSpec("check", tokens, 0, "window"), layer)
-    error = _measured(plain, [example], WHOLE) ** 0.5
-    if not error <= TOLERANCE[example.answer.dtype]:
-        raise UserError(
-            f"the attention of block {layer} ({type(attention).__name__}) has a feature that linearized layers do not "
-            f"carry: with a window over the whole text they differ by {error:.2g} of its output",
-            fix=f"--keep-layers {layer} leaves it as it is",
-        )
-
-
-@torch.no_grad()
-def start_memory(student: LinearAttention, attention: nn.Module, example: _Example) -> None:
-    """Let the memory begin, in each head, with the weight and the sharpness that help most before anything is learned.
-
-    Where almost nothing is attended to beyond the window that is a weight of almost nothing; where old tokens all
-    count alike it is a map that hardly tells them apart. Only where the published starting values are not wanted.
-    """
-    spec = student.spec
-    if not hasattr(student, 'lin_mix') or spec.tied:
-        return
-    tokens = example.answer.shape[1]
-    plain = LinearAttention(attention, MixerSpec("check", tokens, 0, "window"), student.layer_idx)
-    wanted = plain.heads_of(*example.args, **example.kwargs).float()
-    first_q, first_k = student.lin_q.weight.clone(), student.lin_k.weight.clone()
-    errors = torch.zeros(len(SHARPNESS), len(STARTS), student.heads, device=wanted.device)
-    for i, sharpness in enumerate(SHARPNESS):
-        student.lin_q.weight.copy_(first_q * sharpness)
-        student.lin_k.weight.copy_(first_k * sharpness)
-        for j, start in enumerate(STARTS):
-            student.lin_mix.fill_(start)
-            given = student.heads_of(*example.args, **example.kwargs).float()
-            errors[i, j] = (given - wanted).square().sum((0, 1, 3))
-    least, weight = errors.min(1)  # (sharpness, H)
-    shared = least.view(len(SHARPNESS), student.kv_heads, -1).sum(-1).argmin(0)  # (Hk): query heads of a key head agree
-    chosen = shared.repeat_interleave(student.heads // student.kv_heads)
-    scales = torch.tensor(SHARPNESS, device=wanted.device)
-    student.lin_q.weight.copy_(first_q * scales[chosen, None, None])
-    student.lin_k.weight.copy_(first_k * scales[shared, None, None])
-    starts = torch.tensor(STARTS, device=wanted.device)
-    student.lin_mix.copy_(starts[weight.gather(0, chosen[None])[0]])
 
 
 def transfer_block(
     runner: BlockRunner,
     block: int,
     stream: Stream,
-    spec: MixerSpec,
+    students: Students,
     lesson: Lesson,
     tick: Callable[[int, float], None] = lambda tokens, error: None,
 ) -> Transferred:
-    """Train what is new in one loaded block; the block itself is left as it was.
+    """Train what is new in one loaded block; the block itself is left as it was. Training that ends worse than it began
+    is forgotten.
 
     Args:
         stream: states of the training windows in front of the block.
+        students: the kind that takes the attention's place.
         tick: told after every step how many tokens it has been, and the step's error.
 
     Raises:
-        UserError: the block's attention is not what the frame computes, or training does not stay finite.
+        UserError: the block's attention is not what such a student can replace, or training does not stay finite.
     """
     attention = attention_of(runner.skeleton.blocks[block])[1]
     batches = list(stream.batches())
     held = min(CHECKED, len(batches) // 8)
     checked = [_example(runner, block, stream, number, span) for number, span in batches[: held or 1]]
-    check_attention(attention, checked[0], block)
-    student = LinearAttention(attention, spec, block)
+    seen = -(-students.fitted // (stream.batch * stream.ids.shape[1]))
+    fitted = [_example(runner, block, stream, number, span) for number, span in batches[held : held + seen]]
+    student = students.make(attention, block)
     for parameter in attention.parameters():
         parameter.requires_grad_(False)
-    new = {name: p for name, p in student.named_parameters() if name.startswith("lin_")}
-    start_memory(student, attention, checked[0])
-    before = _measured(student, checked, WHOLE)
-    curve: list[tuple[int, float]] = []
+    students.start(student, attention, fitted or checked)
+    new = students.new(student)
+    before = _measured(students, student, checked, WHOLE)
+    after, curve = before, list[tuple[int, float]]()
     if new:
+        begun = {name: p.detach().clone() for name, p in new.items()}
         with torch.enable_grad():
-            curve = _train(runner, block, stream, student, new, lesson, batches[held:], tick)
-    alone = {parts: _measured(student, checked, parts) for parts in (MEMORY, WINDOW)}
+            curve = _train(runner, block, stream, students, student, lesson, batches[held:], tick)
+        after = _measured(students, student, checked, WHOLE)
+        if not after <= before:  # an attention that gives next to nothing is soon overshot
+            students.take(student, begun)
+            after = before
+    alone = {parts: _measured(students, student, checked, parts) for parts in students.parts}
     return Transferred(
         tensors={name: p.detach().float().cpu() for name, p in new.items()},
         before=before,
-        after=_measured(student, checked, WHOLE),
-        memory=alone[MEMORY] if spec.remembers else None,
-        window=alone[WINDOW] if spec.window else None,
+        after=after,
+        memory=alone.get(MEMORY),
+        window=alone.get(WINDOW),
         curve=curve,
     )
 
@@ -237,8 +164,8 @@ def _train(
     runner: BlockRunner,
     block: int,
     stream: Stream,
-    student: LinearAttention,
-    new: dict[str, nn.Parameter],
+    students: Students,
+    student: nn.Module,
     lesson: Lesson,
     batches: list[tuple[int, slice]],
     tick: Callable[[int, float], None],
@@ -246,22 +173,22 @@ def _train(
     length = stream.ids.shape[1]
     micro = max(1, round(lesson.batch / stream.batch))  # batches of the stream in a step
     steps = max(1, round(lesson.tokens / (micro * stream.batch * length)))
+    new = students.new(student)
     groups = [
-        {"params": [p for name, p in new.items() if name.startswith("lin_decay") == gates], "lr": rate, "peak": rate}
+        {"params": [p for name, p in new.items() if students.is_gate(name) == gates], "lr": rate, "peak": rate}
         for gates, rate in ((False, lesson.rate), (True, lesson.gate_rate))
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.95), weight_decay=0.0)
     order = Order(len(batches), lesson.seed)
-    mixed = student.spec.join in ("shared", "sum")
     curve, since, tokens = [], [], 0
     for step in range(steps):
-        alone = mixed and order.chance(step) < lesson.memory_alone
-        student.parts = MEMORY if alone else WHOLE
+        alone = students.mixed and order.chance(step) < lesson.memory_alone
+        students.use(student, MEMORY if alone else WHOLE)
         total = 0.0
         for index in order.take(step * micro, micro):
             number, span = batches[index]
             example = _example(runner, block, stream, number, span)
-            loss = _error(student, example) / micro
+            loss = relative_error(student, example) / micro
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             tokens += example.answer.shape[0] * length
@@ -280,5 +207,5 @@ def _train(
         if since and (step + 1 == steps or (step + 1) % max(1, steps // 50) == 0):
             curve.append((tokens, sum(since) / len(since)))
             since = []
-    student.parts = WHOLE
+    students.use(student, WHOLE)
     return curve

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from compressor.errors import UserError, nearest
 from compressor.hf import native_granite, native_qwen
-from compressor.hf.native_source import source_config
+from compressor.hf.native_source import head_dim, source_config
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class _Target:
     block: Callable[[Mapping[str, Tensor], Mapping[str, Tensor] | None], dict[str, Tensor]]
     outer: Callable[[Mapping[str, Tensor], bool], dict[str, Tensor]]
     student: Callable[[Any, int, nn.Module], nn.Module]
+    mixer: str
+    layer: str
+    hold: Callable[[nn.Module], None]
 
 
 _TARGETS = {
@@ -39,6 +42,9 @@ _TARGETS = {
         native_granite.native_block,
         native_granite.native_outer,
         native_granite.student_layer,
+        native_granite.MIXER,
+        "Mamba-2",
+        native_granite.hold,
     ),
     "gdn": _Target(
         native_qwen.FAMILIES,
@@ -47,10 +53,16 @@ _TARGETS = {
         native_qwen.native_block,
         native_qwen.native_outer,
         native_qwen.student_layer,
+        native_qwen.MIXER,
+        "gated delta net",
+        lambda layer: None,
     ),
 }
 METHODS = tuple(_TARGETS)
 """``mamba2`` for Llama, Mistral and Qwen2 in ``granitemoehybrid``; ``gdn`` for Qwen3 in ``qwen3_5_text``."""
+
+GATES = ("A_log", "dt_bias")
+"""Tensors of a converted layer that say how fast it forgets: they want smaller steps than matrices do."""
 
 
 def _target(method: str) -> _Target:
@@ -156,3 +168,20 @@ def student_layer(config: Mapping[str, Any], method: str, layer: int, attention:
         differentiable in plain PyTorch on any device.
     """
     return _target(method).student(source_config(config), layer, attention)
+
+
+def mixer_name(method: str) -> str:
+    """What the exported model calls a converted layer, within a decoder block."""
+    return _target(method).mixer
+
+
+def content(config: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Say in plain data what a converted layer is, for a report."""
+    source, target = source_config(config), _target(method)
+    model = target.config(source, [])["architectures"][0]
+    return {"layer": target.layer, "model": model, "heads": source.num_attention_heads, "state": head_dim(source)}
+
+
+def hold(method: str, layer: nn.Module) -> None:
+    """Prepare a converted layer that was loaded for further training: what must stay as it is gets no gradient."""
+    _target(method).hold(layer)

@@ -135,7 +135,8 @@ def student_layer(source: Any, layer: int, attention: nn.Module) -> nn.Module:
     """Build the Mamba-2 layer of the target that stands in for an attention module.
 
     Trainable and worth training: everything. The slice of ``in_proj.bias`` that leads into the convolution gets no
-    gradient, because it would be there at padded positions too; the convolution's own bias does its work.
+    gradient (:func:`hold`), because it would be there at padded positions too; the convolution's own bias does its
+    work.
 
     Args:
         source: transformers config of the model.
@@ -151,12 +152,16 @@ def student_layer(source: Any, layer: int, attention: nn.Module) -> nn.Module:
     config = GraniteMoeHybridConfig(**_fields(source, [layer]))
     module = build(GraniteMoeHybridMambaLayer, config, layer, _start(source, attention))
     module = module.to(attention.get_parameter("o_proj.weight").device)
-    inner = source.num_attention_heads * head_dim(source)
-    bias = module.get_parameter("in_proj.bias")
+    hold(module)
+    return module
+
+
+def hold(layer: nn.Module) -> None:
+    """Let the slice of a layer's ``in_proj.bias`` that leads into the convolution have no gradient from now on."""
+    bias, inner = layer.get_parameter("in_proj.bias"), len(layer.get_parameter("norm.weight"))
     free = torch.ones_like(bias)
     free[inner : 4 * inner] = 0
     bias.register_hook(lambda gradient: gradient * free.to(gradient))  # type: ignore[no-untyped-call]
-    return module
 
 
 def _start(source: Any, attention: nn.Module) -> dict[str, Tensor]:

@@ -41,7 +41,12 @@ class LinearizeSettings(BaseModel):
     )
     tokens: int | None = Field(None, ge=1, description="tokens to train on, half of them for each stage of training")
     batch: int = Field(8, ge=1, description="token windows in a training step")
-    rate: float = Field(1e-2, gt=0, lt=1, description="attention transfer: learning rate of feature maps and weights")
+    rate: float = Field(
+        1e-2,
+        gt=0,
+        lt=1,
+        description="attention transfer: learning rate of feature maps and weights; mamba2, gdn: 0 goes by the width",
+    )
     gate_rate: float = Field(1e-3, gt=0, lt=1, description="learning rate of decays, in both stages of training")
     memory_alone: float = Field(
         0.5, ge=0, le=1, description="attention transfer: share of steps in which the memory is trained without window"
@@ -85,6 +90,10 @@ class LinearizeSettings(BaseModel):
         else:
             kept = f"{self.keep_attention:g} kept" if self.keep_attention else "none kept"
         return f"{method}, {kept}"
+
+    def transfer_rate(self, hidden: int) -> float:
+        """Learning rate of attention transfer for a model of this hidden size, but for the decays."""
+        return self.rate
 
     def mixer(self, method: str, head_dim: int) -> MixerSpec:
         """What a linearized layer computes, for heads of ``head_dim`` channels."""

@@ -1,6 +1,7 @@
 """The settings of the linearizing methods: one frozen class each; the descriptions are help and recipe schema.
 
-What all of them take is in ``linearize_base.py``, the published methods in ``linearize_variants.py``.
+What all of them take is in ``linearize_base.py``, the published methods in ``linearize_variants.py``, those that end as
+layers of stock transformers in ``linearize_native.py``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from compressor.methods.linearize_base import LinearizeSettings
+from compressor.methods.linearize_native import NATIVE
 from compressor.methods.linearize_variants import PUBLISHED
 from compressor.mixers.maps import feature_width
 from compressor.mixers.spec import MixerSpec
@@ -56,5 +58,6 @@ LINEARIZE_METHODS: dict[str, type[LinearizeSettings]] = {
     "windowed": WindowedSettings,
     "window-sink": WindowSinkSettings,
     **PUBLISHED,
+    **NATIVE,
 }
 """Method -> its settings."""

@@ -76,6 +76,8 @@ def memory_verdict(linearization: Linearization) -> tuple[str, bool | None]:
         words = f"beyond {positions.window} tokens perplexity is {significant(whole, 3)}"
         if linearization.mixer.get("join") == "window":
             return f"There is no memory, the window is all: {words}", None
+        if not linearization.own_code:
+            return f"There is no window, the state is all: {words}", None
         return f"The parts cannot be told apart: {words}", None
     if not math.isfinite(positions.gain):
         return "The losses are no finite numbers: the model is broken", False

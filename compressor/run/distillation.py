@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from compressor.engine.distill import Course, Distilled, distill
 from compressor.engine.journal import JOURNAL
+from compressor.engine.lora import add_lora
 from compressor.engine.output import working_folder
 from compressor.engine.processes import make_accelerator
-from compressor.engine.tensorfile import read_header, read_tensor
-from compressor.hf.linearized import attention_of
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.run.inputs import load_inputs
-from compressor.run.linear_models import add_updates, load_dense, make_student, trained_tensors
-from compressor.run.linear_plan import mixer_of
+from compressor.run.linear_models import load_dense, trained_tensors
+from compressor.run.linear_target import target_of
 from compressor.run.plan import Plan
 from compressor.run.progress import quiet
 from compressor.run.session import Options
@@ -42,36 +41,20 @@ def course_of(settings: LinearizeSettings, seed: int) -> Course:
     )
 
 
-def mixer_file(folder: Path, block: int) -> Path:
-    """Where attention transfer leaves what it has made of a block."""
-    return folder / f"mixer-{block:05d}.safetensors"
-
-
-def read_mixer(folder: Path, block: int) -> dict[str, Tensor]:
-    """What attention transfer has made of a block, by names relative to its attention."""
-    return {name: read_tensor(entry) for name, entry in read_header(mixer_file(folder, block)).items()}
-
-
-def read_mixers(folder: Path, plan: Plan, layers: Sequence[int]) -> dict[str, Tensor]:
-    """The new tensors of the linearized layers, by their names in the model."""
-    out: dict[str, Tensor] = {}
-    for layer in layers:
-        path = f"{plan.skeleton.block_names[layer]}.{attention_of(plan.skeleton.blocks[layer])[0]}"
-        out |= {f"{path}.{name}": tensor for name, tensor in read_mixer(folder, layer).items()}
-    return out
-
-
 def train_student(
     plan: Plan,
     options: Options,
     layers: Sequence[int],
-    mixers: Mapping[str, Tensor],
     ids: Tensor,
-    folder: Path,
+    work: Path,
     accelerator: Any,
     tick: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> tuple[Distilled, dict[str, Tensor], int]:
     """Load both models and train the linearized one. Every process of the run calls this, with the same arguments.
+
+    Args:
+        layers: those that are linearized.
+        work: the working folder, with what attention transfer has left.
 
     Returns:
         The course that it took, the tensors it has changed, and how many parameters were trained.
@@ -81,11 +64,12 @@ def train_student(
     assert isinstance(settings, LinearizeSettings)
     low_rank = settings.trained == "lora"
     dense = load_dense(plan.skeleton, torch.float32, accelerator.device, trust_remote_code=options.trust_remote_code)
-    spec = mixer_of(stage, plan.skeleton)
-    student = make_student(plan.skeleton, dense, layers, spec, mixers, share=low_rank)
-    updates = add_updates(plan.skeleton, student, settings.rank, seed) if low_rank else {}
+    target = target_of(stage, plan.skeleton)
+    student = target.student(dense, layers, work, share=low_rank)
+    updates = add_lora(student, target.updated(student, layers), settings.rank, seed) if low_rank else {}
     with torch.enable_grad():
-        found = distill(dense, student, ids, course_of(settings, seed), accelerator, folder / CHECKPOINT, tick)
+        course = course_of(settings, seed)
+        found = distill(dense, student, ids, course, accelerator, work / CHECKPOINT, tick, target.kind)
     count = sum(p.numel() for p in student.parameters() if p.requires_grad)
     return found, trained_tensors(student, updates), count
 
@@ -104,8 +88,7 @@ def assist(plan: Plan, model: str, options: Options) -> None:
     if "distilled" not in facts:
         assert inputs.calibration is not None
         layers = [layer for layer in range(len(plan.skeleton.blocks)) if layer not in facts["kept"]]
-        mixers = read_mixers(work, plan, layers)
-        train_student(plan, options, layers, mixers, inputs.calibration.ids, work, accelerator)
+        train_student(plan, options, layers, inputs.calibration.ids, work, accelerator)
     accelerator.end_training()
 
 

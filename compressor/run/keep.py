@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.transfer import with_attention
-from compressor.hf.linear_attention import LinearAttention
 
 
 @torch.no_grad()
-def score_layers(
-    runner: BlockRunner, ids: Tensor, student: Callable[[int], LinearAttention], *, add: bool
-) -> list[float]:
+def score_layers(runner: BlockRunner, ids: Tensor, student: Callable[[int], nn.Module], *, add: bool) -> list[float]:
     """Mean KL(dense || candidate), nats per token, of every layer's candidate.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 
-from compressor.engine.lora import LoraLinear, add_lora
+from compressor.engine.lora import LoraLinear
 from compressor.engine.skeleton import Skeleton
 from compressor.hf.linearized import CONFIG_KEY, attention_of
 from compressor.hf.loading import packed_config_class, packed_model_class
@@ -58,13 +58,10 @@ def make_student(
     return student.to(device).eval()
 
 
-def add_updates(skeleton: Skeleton, student: Any, rank: int, seed: int) -> dict[str, LoraLinear]:
-    """Put low-rank updates on the projections of every attention, softmax or linearized."""
-    paths = []
-    for name in skeleton.block_names:
-        attention, _ = attention_of(student.get_submodule(name))
-        paths += [f"{name}.{attention}.{leaf}" for leaf in UPDATED]
-    return add_lora(student, paths, rank, seed)
+def attention_linears(model: Any, blocks: Sequence[str]) -> list[str]:
+    """Paths of the projections of the attention in each of these blocks."""
+    found = [(name, attention_of(model.get_submodule(name))[0]) for name in blocks]
+    return [f"{name}.{attention}.{leaf}" for name, attention in found for leaf in UPDATED]
 
 
 def trained_tensors(student: Any, updates: Mapping[str, LoraLinear]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from compressor.report.schema_linear import (
     TransferPoint,
 )
 from compressor.run.linear_models import load_dense
-from compressor.run.linear_plan import mixer_of
+from compressor.run.linear_target import target_of
 from compressor.run.proof import prove
 from compressor.run.session import Run
 
@@ -41,6 +41,7 @@ def linearization(run: Run, layers: list[int], proof: Proof | None) -> Lineariza
         layers: those that are linearized.
     """
     stage, facts = run.recipe.stages[0], run.journal.facts
+    target = target_of(stage, run.skeleton)
     settings = stage.settings
     assert isinstance(settings, LinearizeSettings)
     transfers = [
@@ -63,8 +64,8 @@ def linearization(run: Run, layers: list[int], proof: Proof | None) -> Lineariza
     )
     return Linearization(
         method=stage.name,
-        mixer=mixer_of(stage, run.skeleton).content(),
-        own_code=True,
+        mixer=target.content(),
+        own_code=target.container != "plain",
         linearized=layers,
         kept=list(facts["kept"]),
         selection=selection,

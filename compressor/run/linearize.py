@@ -7,12 +7,11 @@ Reads top to bottom. The parts that it shares with other runs (planning, journal
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.engine.checkpoint import open_checkpoint
 from compressor.engine.forward import BlockRunner, Stream
@@ -22,17 +21,17 @@ from compressor.engine.processes import make_accelerator
 from compressor.engine.skeleton import build_skeleton
 from compressor.engine.tensorfile import Layout, layout_of, read_header, read_tensor, write_file
 from compressor.engine.transfer import Lesson, transfer_block
-from compressor.hf.linear_attention import LinearAttention
 from compressor.hf.linearized import attention_of
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.report.schema import Report
 from compressor.run import finish
-from compressor.run.distillation import mixer_file, read_mixer, read_mixers, stopwatch, train_student
+from compressor.run.distillation import stopwatch, train_student
 from compressor.run.inputs import probe_ids
 from compressor.run.keep import choose, score_layers
-from compressor.run.linear_models import linear_config
-from compressor.run.linear_plan import kept_count, mixer_layout, mixer_of
+from compressor.run.linear_plan import kept_count
 from compressor.run.linear_report import linearization, proved
+from compressor.run.linear_target import Target, target_of
+from compressor.run.mixer_files import read_mixer, write_mixer
 from compressor.run.session import Run
 from compressor.run.transform import open_block
 from compressor.run.verify import Verifier
@@ -69,6 +68,10 @@ def _settings(run: Run) -> LinearizeSettings:
     return settings
 
 
+def _target(run: Run) -> Target:
+    return target_of(run.recipe.stages[0], run.skeleton)
+
+
 def _start(run: Run) -> dict[str, Stream]:
     """One stream of training windows, one of evaluation windows; both go through the dense model."""
     assert run.inputs.calibration is not None  # such a stage needs data
@@ -83,15 +86,12 @@ def _start(run: Run) -> dict[str, Stream]:
     return streams
 
 
-def _mixer_file(run: Run, block: int) -> Path:
-    return run.journal.folder / f"mixer-{block:05d}.safetensors"
-
-
 def _transfer(run: Run) -> None:
     """Stage 1: every block's memory learns by itself; the journal remembers each."""
-    settings, spec = _settings(run), mixer_of(run.recipe.stages[0], run.skeleton)
+    settings, students = _settings(run), _target(run).students
+    rate = settings.transfer_rate(run.skeleton.config.get_text_config().hidden_size)
     lesson = Lesson(
-        settings.stages[0], settings.batch, settings.rate, settings.gate_rate, settings.memory_alone,
+        settings.stages[0], settings.batch, rate, settings.gate_rate, settings.memory_alone,
         run.recipe.calibration.seed,
     )  # fmt: skip
     kept = set(settings.keep_layers)
@@ -110,10 +110,8 @@ def _transfer(run: Run) -> None:
                     ticker.advance(tokens - done)
                     done = tokens
 
-                got = transfer_block(run.runner, block, run.streams["stage 0"], spec, lesson, tick)
-                write_file(
-                    mixer_file(run.journal.folder, block), layout_of(got.tensors.items()), got.tensors.__getitem__
-                )
+                got = transfer_block(run.runner, block, run.streams["stage 0"], students, lesson, tick)
+                write_mixer(run.journal.folder, block, got.tensors)
                 record["transfer"] = {
                     "before": got.before, "after": got.after, "memory": got.memory, "window": got.window,
                     "curve": got.curve,
@@ -150,14 +148,14 @@ def _choose(run: Run) -> list[int]:
 def _scores(run: Run, settings: LinearizeSettings) -> list[float]:
     if settings.select in ("error", "even"):
         return [record["transfer"]["after"] for record in run.journal.blocks]
-    spec = mixer_of(run.recipe.stages[0], run.skeleton)
+    students = _target(run).students
     assert run.inputs.calibration is not None
     ids = run.inputs.calibration.ids
     ids = ids[: max(1, settings.select_tokens // ids.shape[1])]
 
-    def student(block: int) -> LinearAttention:
-        module = LinearAttention(attention_of(run.skeleton.blocks[block])[1], spec, block)
-        module.load_state_dict(read_mixer(run.journal.folder, block), strict=False)
+    def student(block: int) -> nn.Module:
+        module = students.make(attention_of(run.skeleton.blocks[block])[1], block)
+        students.take(module, read_mixer(run.journal.folder, block))
         return module
 
     return score_layers(run.runner, ids, student, add=settings.select == "kl-add")
@@ -168,15 +166,17 @@ def _distill(run: Run, layers: list[int], accelerator: Any) -> None:
     settings, folder, since = _settings(run), run.journal.folder, time.perf_counter()
     if accelerator is None:
         return
+    finished = "distilled" in run.journal.facts
+    if _target(run).trains_written and not finished:
+        _write(run, layers)
     accelerator.wait_for_everyone()  # those that help read the journal now
-    if "distilled" in run.journal.facts:
+    if finished:
         return
     assert run.inputs.calibration is not None
     ids = run.inputs.calibration.ids
     with run.voice.progress(settings.stages[1]) as ticker:
         tick = stopwatch(settings.batch * ids.shape[1], ticker.advance, ticker.now)
-        mixers = read_mixers(folder, run.plan, layers)
-        found, tensors, count = train_student(run.plan, run.options, layers, mixers, ids, folder, accelerator, tick)
+        found, tensors, count = train_student(run.plan, run.options, layers, ids, folder, accelerator, tick)
     write_file(folder / TRAINED, layout_of(tensors.items()), tensors.__getitem__)
     run.journal.facts["distilled"] = {"curve": found.curve, "trained": settings.trained, "parameters": count}
     run.journal.write()
@@ -184,37 +184,26 @@ def _distill(run: Run, layers: list[int], accelerator: Any) -> None:
 
 
 def _write(run: Run, layers: list[int]) -> list[Layout]:
-    """Write the folder: the source's tensors, with those that were trained in their places, and the new ones."""
-    skeleton, folder = run.skeleton, run.folder
-    spec = mixer_of(run.recipe.stages[0], skeleton)
-    mixers, new = read_mixers(run.journal.folder, run.plan, layers), mixer_layout(skeleton, spec, layers)
-    file = run.journal.folder / TRAINED
-    trained = read_header(file) if file.exists() else {}
+    """Write the folder: what became of source and students, with what was trained end to end in its place."""
+    skeleton, folder, target = run.skeleton, run.folder, _target(run)
+    for left in folder.glob("model*.safetensors"):  # of an interrupted run, or from before the end of training
+        left.unlink()
+    trained = read_header(run.journal.folder / TRAINED) if "distilled" in run.journal.facts else {}
+    layouts: list[Layout] = []
+    for number in range(run.blocks + 1):
+        layout, plain = target.shard(number, layers, run.journal.folder)
 
-    def read(name: str) -> Tensor:
-        if name in trained:
-            dtype = torch.float32 if name in mixers else skeleton.stored(name)[0]
-            return read_tensor(trained[name]).to(dtype)
-        return mixers[name] if name in mixers else _source(run, name)
+        def read(name: str, layout: Layout = layout, plain: Callable[[str], Tensor] = plain) -> Tensor:
+            return read_tensor(trained[name]).to(layout[name][0]) if name in trained else plain(name)
 
-    layouts: list[Layout] = [{name: skeleton.stored(name) for name in skeleton.outer_tensors()}]
-    layouts[0] |= {name: (skeleton.checkpoint.tensors[name].dtype, skeleton.checkpoint.tensors[name].shape)
-                   for name in skeleton.extra}  # fmt: skip
-    for block in range(run.blocks):
-        own = {name: skeleton.stored(name) for name in skeleton.block_tensors(block)}
-        layouts.append({**own, **new.get(block, {})})
-    for number, layout in enumerate(layouts, 1):
-        write_shard(folder, number, len(layouts), layout, read)
+        write_shard(folder, number + 1, run.blocks + 1, layout, read)
+        layouts.append(layout)
     finish_shards(folder, len(layouts))
     copy_companions(skeleton.checkpoint.folder, folder)
-    write_config(folder, linear_config(skeleton, layers, spec))
+    write_config(folder, target.config(layers))
     recipe = yaml.safe_dump(run.recipe.resolved(), sort_keys=False, allow_unicode=True)
     write_atomically(folder / "recipe.yaml", recipe)
     return layouts
-
-
-def _source(run: Run, name: str) -> Tensor:
-    return run.skeleton.read(name) if name in run.skeleton.origins else run.skeleton.checkpoint.read(name)
 
 
 def _finish(
@@ -222,8 +211,6 @@ def _finish(
 ) -> Report:
     """Write, reload in a fresh process, evaluate what was written, and report."""
     since = time.perf_counter()
-    for left in run.folder.glob("model*.safetensors"):  # of an interrupted run
-        left.unlink()
     layouts = _write(run, layers)
     run.timed("packing and writing", since)
     since = time.perf_counter()

@@ -22,7 +22,8 @@ from compressor.methods.decompose_settings import SvdLlmSettings
 from compressor.run.container import Container, container_of
 from compressor.run.embeddings import embedding_violations, foreseen_specs
 from compressor.run.foresee import foreseen_spec, learned_bytes, violations
-from compressor.run.linear_plan import linear_stage, linear_violations, predicted_mixers
+from compressor.run.linear_plan import linear_layouts, linear_stage, linear_violations
+from compressor.run.linear_target import target_of
 from compressor.run.narrow_plan import Narrowing, foresee_narrow
 from compressor.run.planes import foreseen_planes, too_few_bits
 from compressor.run.ranks import SURVEYED_TOKENS, plain_ranks, too_small
@@ -62,7 +63,9 @@ class Plan:
     @property
     def container(self) -> Container:
         """What kind of folder will be written."""
-        return "compressor" if linear_stage(self.recipe.stages) else container_of(self.skeleton, self.specs)
+        if linearizing := linear_stage(self.recipe.stages):
+            return target_of(linearizing, self.skeleton).container
+        return container_of(self.skeleton, self.specs)
 
     @property
     def outer_specs(self) -> dict[str, dict[str, Any]]:
@@ -299,7 +302,8 @@ def predict_layouts(
     """Contents of every output shard: the outer tensors, then block by block."""
     if recipe.save == "dense" and narrowing is None:
         return dense_layouts(skeleton)
-    new = predicted_mixers(recipe.stages, skeleton)
+    if (foreseen := linear_layouts(recipe.stages, skeleton)) is not None:
+        return foreseen
     layouts = [outer_layout(skeleton, lambda name: name, specs)]
     for block in range(len(skeleton.block_names)):
         layout: Layout = {}
@@ -307,7 +311,7 @@ def predict_layouts(
             layout |= _stored_as(skeleton, name, specs, str)
             if narrowing is not None and name in narrowing.shapes:
                 layout[name] = (skeleton.stored(name)[0], narrowing.shapes[name])
-        layouts.append({**layout, **new.get(block, {})})
+        layouts.append(layout)
     return layouts
 
 

@@ -29,6 +29,11 @@ def layer_bytes(layer: Any) -> int:
     return sum(tensor.numel() * tensor.itemsize for tensor in _tensors(vars(layer)))
 
 
+def _is_state(layer: Any) -> bool:
+    """Whether a layer of a cache is one of constant size, ours or one of transformers."""
+    return isinstance(layer, LinearState) or (hasattr(layer, "recurrent_states") and not hasattr(layer, "keys"))
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -121,7 +126,7 @@ def decode(
                 student_bytes=held[1],
             )
         )
-    states = [layer_bytes(layer) for layer in readers[1].cache.layers if isinstance(layer, LinearState)]
+    states = [layer_bytes(layer) for layer in readers[1].cache.layers if _is_state(layer)]
     return Decode(
         device=device_of(student).type,
         dtype=str(student.dtype).removeprefix("torch."),

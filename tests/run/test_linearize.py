@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compressor.engine import distill as distilling
 from compressor.engine.lora import LoraLinear, add_lora
+from compressor.engine.students import OwnStudents
 from compressor.engine.transfer import Lesson, transfer_block, with_attention
 from compressor.errors import UserError
 from compressor.hf.linear_attention import LinearAttention
@@ -133,8 +134,8 @@ def test_two_processes_train_what_one_trains(source: Path, calibration: Path, tm
     alone = tiny_models.run_recipe(wanted, source, tmp_path / "one")
     flags = ["--window", "6", "--sinks", "2", "--tokens", str(8 * TOKENS), "--train", "full", "--full-rate", "1e-3"]
     text = ["--calibration", str(calibration), "--nsamples", "16", "--seqlen", str(tiny_models.LENGTH)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines",
-               "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    # accelerate launch --cpu starts one process only, unless there is MPI
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                "-m", "compressor.cli.app", "linearize", str(source), "-o", str(tmp_path / "two"),
                *flags, "--keep-layers", "1", *text, "--eval", "none", "--no-verify", "-q"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -153,7 +154,7 @@ def test_every_new_scalar_moves_and_the_block_stays(source: Path) -> None:
     before = {name: p.clone() for name, p in block.named_parameters()}
     spec = MixerSpec("windowed", 6, 2, "shared", 16, "hedgehog", "scalar", per_query=True)
     fresh = dict(LinearAttention(attention_of(block)[1], spec, 0).named_parameters())
-    got = transfer_block(runner, 0, stream, spec, Lesson(50 * TOKENS, 8, 1e-2, 1e-3, 0.3, 0))
+    got = transfer_block(runner, 0, stream, OwnStudents(spec), Lesson(50 * TOKENS, 8, 1e-2, 1e-3, 0.3, 0))
     assert got.tensors.keys() == {name for name in fresh if name.startswith("lin_")}
     for name, tensor in got.tensors.items():
         assert bool((tensor != fresh[name]).all()), name
@@ -176,7 +177,8 @@ def test_an_attention_with_something_more_is_found_out(source: Path) -> None:
     type(attention).forward = capped
     try:
         with pytest.raises(UserError, match=r"block 0 .* has a feature .*--keep-layers 0"):
-            transfer_block(runner, 0, stream, MixerSpec("w", 6, 0, "window"), Lesson(TOKENS, 8, 1e-2, 1e-3, 0.0, 0))
+            students = OwnStudents(MixerSpec("w", 6, 0, "window"))
+            transfer_block(runner, 0, stream, students, Lesson(TOKENS, 8, 1e-2, 1e-3, 0.0, 0))
     finally:
         type(attention).forward = plain
 

@@ -33,7 +33,8 @@ class FeatureMap(nn.Module):
         if kind in PLAIN:
             return
         if kind == "dense":
-            self.weight = nn.Parameter(torch.eye(heads).kron(first_weights(width, features)))  # (heads d, heads f)
+            one = torch.eye(width) if width == features else first_weights(width, features)  # SUPRA's start
+            self.weight = nn.Parameter(torch.eye(heads).kron(one))  # (heads d, heads f)
             self.bias = nn.Parameter(torch.zeros(heads * features))
             return
         columns = features // 2 if kind == "hedgehog" else features

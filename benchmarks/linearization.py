@@ -172,19 +172,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"linearization: no text in {args.text}, only recall and speed")
     if "recall" in args.parts:
         teacher = recall_teacher(OUT / "recall_teacher")
-        for stage in (
-            {"method": "windowed", "window": 16, "keep_attention": 1, "tokens": RECALL_TOKENS},
-            {"method": "windowed", "window": 16, "keep_layers": [0], "tokens": RECALL_TOKENS},
-            *(
-                {
-                    "method": method,
-                    "keep_attention": 0,
-                    "tokens": RECALL_TOKENS,
-                    **({"window": 16} if method in WITH_WINDOW else {}),
-                }
-                for method in METHODS
-            ),
-        ):
+        ours = {"method": "windowed", "window": 16, "sinks": 0, "tokens": RECALL_TOKENS}
+        stages: list[dict[str, Any]] = [{**ours, "keep_attention": 1}, {**ours, "keep_layers": [0]}]
+        for method in METHODS:
+            near = {"window": 16} if method in WITH_WINDOW else {}
+            first = {"sinks": 0} if method in ("windowed", "window-sink") else {}
+            stages.append({"method": method, **near, **first, "tokens": RECALL_TOKENS, "keep_attention": 0})
+        for stage in stages:
             result("recall", "recall", dict(stage), lambda s=stage: recall(teacher, s, scratch))
     if "speed" in args.parts:
         result("speed", "2 x 2048", {}, lambda: speed(scratch, args))

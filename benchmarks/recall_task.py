@@ -15,10 +15,7 @@ from torch.nn.functional import cross_entropy
 
 PAIRS, KEYS, VALUES, FILLER = 8, 32, 32, 32
 GAP = 64
-PREFIX = 4
-"""Filler in front, so that no pair stands where first tokens are attended to for ever."""
-
-LENGTH = PREFIX + 4 * PAIRS + GAP
+LENGTH = 4 * PAIRS + GAP
 VOCABULARY = KEYS + VALUES + FILLER
 RATE = 2e-3
 LESSONS: tuple[tuple[int, int | None], ...] = ((2, 0), (4, 0), (PAIRS, 0), (PAIRS, 16), (PAIRS, None))
@@ -51,8 +48,8 @@ def texts(count: int, generator: torch.Generator, gap: int | None = None, pairs:
         values = KEYS + torch.randint(0, VALUES, (pairs,), generator=generator)
         space = int(torch.randint(0, GAP + 1, (1,), generator=generator)) if gap is None else gap
         asked = torch.randperm(pairs, generator=generator)
-        start = PREFIX + 2 * pairs + space
-        ids[row, PREFIX : PREFIX + 2 * pairs] = torch.stack([keys, values], 1).flatten()
+        start = 2 * pairs + space
+        ids[row, : 2 * pairs] = torch.stack([keys, values], 1).flatten()
         ids[row, start : start + 2 * pairs] = torch.stack([keys[asked], values[asked]], 1).flatten()
         answers[row, start + 1 : start + 2 * pairs : 2] = True
     return ids, answers
@@ -81,7 +78,7 @@ def train_teacher(folder: Path, steps: int = 6000, say: Callable[[str], None] = 
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, step / 50) * min(1.0, 6 * (1 - step / steps) + 0.02)
         ids, answers = texts(64, generator, gap, pairs)
-        length = LENGTH if gap is None else PREFIX + 4 * pairs + gap
+        length = LENGTH if gap is None else 4 * pairs + gap
         ids, answers = ids[:, :length], answers[:, 1:length]
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1][answers]
         wanted = ids[:, 1:][answers]

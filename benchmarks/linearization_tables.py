@@ -42,8 +42,8 @@ METHODS_WORDS = (
 )
 RECALL_WORDS = (
     "A model of 100 thousand parameters that solves associative recall: 8 pairs, 64 tokens of filler, the 8 keys "
-    "again; the window is 16 tokens, and there are no sinks, since the first tokens are pairs. Share of right answers right behind the pairs (gap 0) and beyond the window "
-    "(gap 64); chance is 3 %."
+    "again; the window is 16 tokens, and there are no sinks, since the first tokens are pairs. Share of right answers "
+    "right behind the pairs (gap 0) and beyond the window (gap 64); chance is 3 %."
 )
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.report.numbers import bytes_text, percent, significant
 from compressor.report.schema import Report
 from compressor.report.sentences import classes_told, headline
@@ -62,6 +63,9 @@ def print_plan(plan: Plan, model: str) -> None:
         settings = stage.settings.model_dump(exclude_defaults=True)
         shown = ", ".join(f"{key}={value}" for key, value in settings.items())
         console.print(Text.assemble((f"\nstage {number}: {stage.kind} {stage.name}", "bold"), f"  {shown}"))
+        if isinstance(stage.settings, LinearizeSettings):
+            console.print(linear_words(stage.settings, facts["blocks"]))
+            continue
         table = Table("linears", "count", "shape", "stored as", "bits per weight", box=None, header_style="dim")
         groups = Counter((linear.kind, linear.shape, _spec_text(plan, linear.name)) for linear in linears)
         for (kind, shape, (form, bits)), count in groups.items():
@@ -87,6 +91,18 @@ def print_plan(plan: Plan, model: str) -> None:
         console.print(f"also possible: {line}", style="dim")
     for violation in facts["violations"]:
         console.print(Text.assemble(("refused:", "red"), f" {violation}"))
+
+
+def linear_words(settings: LinearizeSettings, blocks: int) -> str:
+    """What a linearizing stage will do, in a sentence."""
+    from compressor.run.linear_plan import kept_count
+
+    kept = kept_count(settings, blocks)
+    how = "as given" if settings.keep_layers else f"chosen by {settings.select}"
+    transfer, distillation = settings.stages
+    end = f", {distillation:,} end to end ({settings.trained})" if distillation else ""
+    stay = f"{kept} of {blocks} layers stay softmax attention, {how}" if kept else f"all {blocks} layers are linearized"
+    return f"{stay}; {transfer:,} tokens of attention transfer for each layer{end}"
 
 
 def _spec_text(plan: Plan, name: str) -> tuple[str, str]:

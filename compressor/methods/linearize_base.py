@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.mixers.spec import MixerSpec
 
-BUDGETS: dict[str, tuple[int, int, int]] = {
-    "smoke": (1_000_000, 1_000_000, 0),
-    "small": (20_000_000, 20_000_000, 0),
-    "medium": (100_000_000, 600_000_000, 0),
-    "large": (300_000_000, 1_000_000_000, 1_000_000_000),
+BUDGETS: dict[str, tuple[int, int]] = {
+    "smoke": (1_000_000, 1_000_000),
+    "small": (20_000_000, 20_000_000),
+    "medium": (100_000_000, 600_000_000),
+    "large": (300_000_000, 2_000_000_000),
 }
-"""Tokens of attention transfer, of end-to-end distillation, and of longer contexts."""
+"""Tokens of attention transfer, and of end-to-end distillation."""
 
 FULL_FROM = 100_000_000
 """Tokens of distillation from which all weights are worth training; below, low-rank updates forget less."""
@@ -63,18 +63,22 @@ class LinearizeSettings(BaseModel):
         0, ge=0, description="end to end: learn from so many logits of the dense model and the rest as one; 0: all"
     )
 
+    gradient_checkpointing: bool = Field(
+        False, description="end to end: compute activations again instead of keeping them; less memory, more time"
+    )
+
     @property
     def needs_data(self) -> bool:
         """Whether calibration inputs are needed."""
         return True
 
     @property
-    def stages(self) -> tuple[int, int, int]:
-        """Tokens of attention transfer, of end-to-end distillation, and of longer contexts."""
-        first, second, third = BUDGETS[self.budget]
+    def stages(self) -> tuple[int, int]:
+        """Tokens of attention transfer, and of end-to-end distillation."""
+        first, second = BUDGETS[self.budget]
         if self.tokens is not None:
-            first, second, third = self.tokens - self.tokens // 2, self.tokens // 2, 0
-        return (first, 0, 0) if self.train == "none" else (first, second, third)
+            first, second = self.tokens - self.tokens // 2, self.tokens // 2
+        return (first, 0) if self.train == "none" else (first, second)
 
     @property
     def trained(self) -> Literal["lora", "full", "none"]:

@@ -59,10 +59,9 @@ class LigerSettings(LinearizeSettings):
     window: int = _window(64)
 
     @property
-    def stages(self) -> tuple[int, int, int]:
+    def stages(self) -> tuple[int, int]:
         """As for every method, but there is nothing to learn in attention transfer: its tokens go to distillation."""
-        first, second, third = super().stages
-        return (0, 0, 0) if self.train == "none" else (0, first + second, third)
+        return (0, 0) if self.train == "none" else (0, sum(super().stages))
 
     def mixer(self, method: str, head_dim: int) -> MixerSpec:
         """``mixers/variants/liger.py``."""

@@ -67,6 +67,10 @@ def train_student(
     target = target_of(stage, plan.skeleton)
     student = target.student(dense, layers, work, share=low_rank)
     updates = add_lora(student, target.updated(student, layers), settings.rank, seed) if low_rank else {}
+    if settings.gradient_checkpointing:
+        older = not hasattr(student, "activation_checkpointing_enable")  # transformers before 5.23
+        enable = student.gradient_checkpointing_enable if older else student.activation_checkpointing_enable
+        enable()
     with torch.enable_grad():
         course = course_of(settings, seed)
         found = distill(dense, student, ids, course, accelerator, work / CHECKPOINT, tick, target.kind)

@@ -69,3 +69,17 @@ def linear_advice(stages: tuple[Stage, ...], skeleton: Skeleton) -> list[str]:
         for method in METHODS
         if not refusals(skeleton.checkpoint.config, method)
     ]
+
+
+def training_bytes(stages: tuple[Stage, ...], skeleton: Skeleton) -> int:
+    """Bytes of weights, gradients and moments while the whole model is trained, without activations; 0 where it is not.
+
+    Both models are held in fp32. Low-rank updates leave the weights shared, but for layers of stock transformers.
+    """
+    stage = linear_stage(stages)
+    if stage is None or not isinstance(stage.settings, LinearizeSettings) or stage.settings.trained == "none":
+        return 0
+    whole = 4 * skeleton.parameters()
+    if stage.settings.trained == "full":
+        return 5 * whole
+    return 2 * whole if target_of(stage, skeleton).trains_written else whole

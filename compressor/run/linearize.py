@@ -39,6 +39,9 @@ from compressor.run.write import write_config
 
 TRAINED = "trained.safetensors"
 
+MANY = 8
+"""Times over the same text from which the report warns."""
+
 
 def linearize(run: Run, started: str, began: float, warnings: list[str]) -> Report:
     """Carry out a recipe whose only stage linearizes. The run is prepared and its folder is held.
@@ -46,6 +49,7 @@ def linearize(run: Run, started: str, began: float, warnings: list[str]) -> Repo
     Raises:
         UserError: an attention that cannot be linearized, training that diverges, or a result that does not reload.
     """
+    warnings = warnings + repeated(run)
     accelerator = None if _settings(run).trained == "none" else make_accelerator(run.plan.device)
     verifier = Verifier(run.recipe, run.folder, run.plan) if run.recipe.verify else None
     try:
@@ -60,6 +64,19 @@ def linearize(run: Run, started: str, began: float, warnings: list[str]) -> Repo
     finally:
         if verifier is not None:
             verifier.stop()
+
+
+def repeated(run: Run) -> list[str]:
+    """A warning where training goes over the same text so often that it may be learnt by heart."""
+    assert run.inputs.calibration is not None
+    windows = run.inputs.calibration.ids
+    times = max(_settings(run).stages) / windows.numel()
+    if times <= MANY:
+        return []
+    return [
+        f"trained {times:.0f} times over the same {windows.numel():,} tokens: a larger --nsamples ({len(windows)} now) "
+        "gives it more text"
+    ]
 
 
 def _settings(run: Run) -> LinearizeSettings:

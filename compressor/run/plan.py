@@ -22,7 +22,7 @@ from compressor.methods.decompose_settings import SvdLlmSettings
 from compressor.run.container import Container, container_of
 from compressor.run.embeddings import embedding_violations, foreseen_specs
 from compressor.run.foresee import foreseen_spec, learned_bytes, violations
-from compressor.run.linear_plan import linear_layouts, linear_stage, linear_violations
+from compressor.run.linear_plan import linear_layouts, linear_stage, linear_violations, training_bytes
 from compressor.run.linear_target import target_of
 from compressor.run.narrow_plan import Narrowing, foresee_narrow
 from compressor.run.planes import foreseen_planes, too_few_bits
@@ -112,7 +112,8 @@ class Plan:
         solver = 6 * 4 * largest if self.recipe.stages else 0
         data = hessians if self.recipe.needs_data else 0
         total: int = PROCESS_BYTES + outer + coded + block * (itemsize + 4) + data + activations + solver
-        return total + self.state_bytes + self.learned_bytes[0]
+        training = training_bytes(self.recipe.stages, self.skeleton)
+        return max(total + self.state_bytes + self.learned_bytes[0], PROCESS_BYTES + training)
 
     @property
     def learned_bytes(self) -> tuple[int, int]:

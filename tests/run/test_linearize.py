@@ -291,3 +291,20 @@ def test_another_attention_for_a_while(source: Path) -> None:
         assert attention_of(block)[1] is other
         raise RuntimeError
     assert attention_of(block)[1] is own
+
+
+def test_activations_computed_again_give_the_same(source: Path, calibration: Path, tmp_path: Path) -> None:
+    stage = {"keep_layers": [0], "train": "full", "full_rate": 1e-3, "tokens": 4 * TOKENS}
+    for name, again in (("kept", False), ("again", True)):
+        wanted = recipe(calibration, {**stage, "gradient_checkpointing": again})
+        report = tiny_models.run_recipe(wanted, source, tmp_path / name)
+        assert not any("times over the same" in warning for warning in report.warnings)
+    ids = tiny_models.random_ids(2, 40)
+    kept, again = (tiny_models.stock_logits(tmp_path / name, ids) for name in ("kept", "again"))
+    assert float((kept - again).abs().max()) < 1e-4 * float(kept.abs().max())
+
+
+def test_the_same_text_again_and_again_is_told(source: Path, calibration: Path, tmp_path: Path) -> None:
+    wanted = recipe(calibration, {"train": "none", "tokens": 400 * TOKENS, "batch": 400, "keep_layers": [0, 1]})
+    report = tiny_models.run_recipe(wanted, source, tmp_path / "out")
+    assert any("100 times over the same 384 tokens" in warning for warning in report.warnings)

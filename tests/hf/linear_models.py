@@ -11,6 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from compressor.hf.loading import packed_config_class, register
+from compressor.methods.linearize_native import NATIVE
 from compressor.methods.linearize_settings import LINEARIZE_METHODS
 from compressor.mixers.spec import MixerSpec
 
@@ -42,7 +43,7 @@ def method_spec(name: str, **settings: Any) -> MixerSpec:
 
 
 SPECS: dict[str, MixerSpec] = {
-    **{name: method_spec(name) for name in LINEARIZE_METHODS},
+    **{name: method_spec(name) for name in LINEARIZE_METHODS if name not in NATIVE},
     "windowed, no gate, wide": method_spec("windowed", gate="none", features=2.0, rope=False),
     "lawcat, window": method_spec("lawcat", window=WINDOW, sinks=2),
     "supra, map per head": method_spec("supra", dense=False),

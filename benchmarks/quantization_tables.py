@@ -45,6 +45,13 @@ def mean_gap(found: dict[str, dict[str, Any]], row: str) -> float:
     return math.fsum(gap(found[row], dense, text) for text in dense["perplexity"]) / len(dense["perplexity"])
 
 
+ELSEWHERE = {
+    "pb-llm 10 % learned": " This is block by block, on these windows; end to end, with windows of the model's own text "
+    "beside them, it is x0.32 over both models (docs/quantization.md).",
+}
+"""What a row's verdict should not be read without."""
+
+
 def ratio_sentence(found: dict[str, dict[str, Any]], row: str, base: str, target: float | None) -> str | None:
     """One sentence on how much of the loss of ``base`` is left in ``row``; ratios only of losses worth a ratio."""
     if row not in found or base not in found:
@@ -57,7 +64,8 @@ def ratio_sentence(found: dict[str, dict[str, Any]], row: str, base: str, target
     dense = found["dense"]
     losses = {text: (gap(found[row], dense, text), gap(found[base], dense, text)) for text in dense["perplexity"]}
     each = [f"{short(text)} x{a / b:.2f}" for text, (a, b) in losses.items() if b >= WORTH_A_RATIO]
-    return f"{told}; by text, where there is a loss to speak of: {', '.join(each) or 'none'}."
+    more = ELSEWHERE.get(row, "")
+    return f"{told}; by text, where there is a loss to speak of: {', '.join(each) or 'none'}.{more}"
 
 
 def line_sentence(found: dict[str, dict[str, Any]], row: str, low: str, high: str, text: str) -> str | None:

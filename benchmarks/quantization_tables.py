@@ -46,8 +46,8 @@ def mean_gap(found: dict[str, dict[str, Any]], row: str) -> float:
 
 
 ELSEWHERE = {
-    "pb-llm 10 % learned": " This is block by block, on these windows; end to end, with windows of the model's own text "
-    "beside them, it is x0.32 over both models (docs/quantization.md).",
+    "pb-llm 10 % learned": " This is block by block, on these windows; end to end, with windows of the model's own "
+    "text beside them, it is x0.32 over both models (docs/quantization.md).",
 }
 """What a row's verdict should not be read without."""
 

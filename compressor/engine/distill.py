@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -183,7 +184,7 @@ def _step(dense: Any, model: Any, ids: Tensor, course: Course, accelerator: Any)
         with torch.no_grad(), accelerator.autocast():
             wanted = dense(input_ids=part, use_cache=False).logits
         last = number == len(parts) - 1
-        with accelerator.no_sync(model) if not last else _nothing():
+        with accelerator.no_sync(model) if not last else nullcontext():
             with accelerator.autocast():
                 given = model(input_ids=part, use_cache=False).logits
             kl = soft_loss(wanted, given, course.top_k)
@@ -193,11 +194,6 @@ def _step(dense: Any, model: Any, ids: Tensor, course: Course, accelerator: Any)
             accelerator.backward(loss)
         total += torch.stack([kl.detach(), ce.detach()])
     return total
-
-
-class _nothing:  # noqa: N801  # a context that does nothing
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
 
 
 def _trained(student: nn.Module) -> dict[str, nn.Parameter]:

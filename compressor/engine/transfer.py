@@ -22,7 +22,8 @@ from compressor.hf.linearized import attention_of
 from compressor.mixers.spec import MEMORY, WHOLE, WINDOW
 
 CHECKED = 4
-"""Batches that are kept out of training to measure on."""
+"""Batches that are kept out of training to measure on, of at least eight times as many; of fewer, one in eight, and
+below eight none: the first is then measured on although it was trained on."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from compressor.hf.linear_attention import LinearAttention
 from compressor.hf.linear_cache import state_bytes
 from compressor.methods.linearize_settings import LINEARIZE_METHODS
 
-STEPS = 9
+STEPS = 25
 LONGEST_SOFTMAX_PREFILL = 16384  # tokens; beyond it the cache is made up
 PIECE = 4096  # tokens of a prefill at once
 
@@ -54,29 +54,35 @@ def made_up(model: Any, tokens: int) -> Any:
 
 
 @torch.no_grad()
-def token_ms(model: Any, cache: Any) -> float:
-    """Median milliseconds of one more token."""
-    times = []
-    for number in range(STEPS + 1):
-        began = time.perf_counter()
-        model.model(input_ids=torch.tensor([[number]]), past_key_values=cache, use_cache=True)
-        times.append(1e3 * (time.perf_counter() - began))
-    return median(times[1:])
+def token_ms(model: Any, cache: Any, token: int) -> float:
+    """Milliseconds of one more token."""
+    began = time.perf_counter()
+    model.model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+    return 1e3 * (time.perf_counter() - began)
 
 
 def measure_speed(dense: Any, contexts: Sequence[int]) -> dict[str, Any]:
-    """Rows by context: seconds of a prefill, milliseconds of a token, bytes of the cache, of both models."""
-    linear = untrained(dense)
-    rows = []
-    for context in contexts:
-        row: dict[str, Any] = {"context": context}
-        for name, model in (("softmax", dense), ("linear", linear)):
-            if name == "softmax" and context > LONGEST_SOFTMAX_PREFILL:
-                cache, seconds = made_up(model, context), None
+    """Rows by context: seconds of a prefill, median milliseconds of a token, bytes of the cache, of both models.
+
+    All caches are made first and the tokens then timed in turns, so that a machine that is slow for a while is slow
+    for every context.
+    """
+    models = {"softmax": dense, "linear": untrained(dense)}
+    rows: list[dict[str, Any]] = [{"context": context} for context in contexts]
+    caches = []
+    for row in rows:
+        for name, model in models.items():
+            if name == "softmax" and row["context"] > LONGEST_SOFTMAX_PREFILL:
+                cache, seconds = made_up(model, row["context"]), None
             else:
-                cache, seconds = prefill(model, context)
+                cache, seconds = prefill(model, row["context"])
             row |= {f"{name}_bytes": state_bytes(cache), f"{name}_prefill": seconds}
-            row[f"{name}_ms"] = token_ms(model, cache)
-        rows.append(row)
+            caches.append((row, name, cache))
         print(row, flush=True)
+    times: dict[tuple[int, str], list[float]] = {}
+    for step in range(STEPS + 1):
+        for row, name, cache in caches:
+            times.setdefault((row["context"], name), []).append(token_ms(models[name], cache, step))
+    for row in rows:
+        row |= {f"{name}_ms": median(times[row["context"], name][1:]) for name in models}
     return {"rows": rows}

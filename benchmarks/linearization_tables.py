@@ -116,9 +116,11 @@ def _speed(rows: Results) -> list[str]:
     head = ["context", "softmax ms", "linear ms", "softmax prefill s", "linear prefill s", "softmax MB", "linear MB"]
     first, last = rows[0], rows[-1]
     flat = last["linear_ms"] / first["linear_ms"] - 1
+    faster = [row["context"] for row in rows if row["linear_ms"] < row["softmax_ms"]]
+    crossing = f"It is the faster one from {faster[0]:,} tokens on." if faster else "It is nowhere the faster one."
     words = (
         f"A token takes {flat:+.0%} at {last['context']:,} tokens against {first['context']:,} (target: within 10 %); "
         f"the state is the same {last['linear_bytes'] / 1e6:.2f} MB. A token of the prefill takes "
-        f"{last['linear_prefill'] / last['context'] / (first['linear_prefill'] / first['context']):.2f} times as long."
+        f"{last['linear_prefill'] / last['context'] / (first['linear_prefill'] / first['context']):.2f} times as long. {crossing}"
     )
     return ["Two blocks of the shapes of a model of a billion parameters, float32.", table(head, body), words]

@@ -1,0 +1,269 @@
+// What Python calls. Arguments are whole numbers (addresses, sizes, dtypes), in one flat row, but for a matrix's factor.
+#pragma once
+
+#include "pack.hpp"
+
+namespace {
+
+constexpr long kSlack = 64;  // bytes behind a stream that may be read
+
+enum Level : int { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
+
+struct Machine {
+  bool avx2 = false, avx512 = false, bf16 = false;
+};
+
+Machine look() {
+  Machine found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  found.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+               __builtin_cpu_supports("popcnt");  // all of which have f16c
+  found.avx512 = found.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                 __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+                 __builtin_cpu_supports("avx512vbmi2");
+  found.bf16 = found.avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
+  return found;
+}
+
+Machine machine;
+
+// Reads arguments one after the other; the first that does not fit is remembered.
+class Arguments {
+ public:
+  Arguments(PyObject* const* values, Py_ssize_t count) : values_(values), count_(count) {}
+  long long number(const char* name, long long least, long long most) {
+    PyObject* const value = next();
+    const long long found = value ? PyLong_AsLongLong(value) : -1;
+    if (PyErr_Occurred() || !value || found < least || found > most) fail(name);
+    return found;
+  }
+  double real(const char* name) {
+    PyObject* const value = next();
+    const double found = value ? PyFloat_AsDouble(value) : 0;
+    if (PyErr_Occurred() || !value) fail(name);
+    return found;
+  }
+  template <class T>
+  T* address(const char* name, bool optional = false) {
+    PyObject* const value = next();
+    void* const found = value ? PyLong_AsVoidPtr(value) : nullptr;
+    if (PyErr_Occurred() || !value || (!found && !optional) || reinterpret_cast<uintptr_t>(found) % alignof(T)) fail(name);
+    return static_cast<T*>(found);
+  }
+  void expect(bool holds, const char* what) {
+    if (!holds) fail(what);
+  }
+  // Whether all went well; else a ValueError is set.
+  bool good() {
+    if (!wrong_ && at_ != count_) wrong_ = "number of arguments";
+    if (!wrong_) return true;
+    PyErr_Clear();
+    PyErr_Format(PyExc_ValueError, "compressor kernel: %s does not fit", wrong_);
+    return false;
+  }
+
+ private:
+  PyObject* next() { return at_ < count_ ? values_[at_++] : (++at_, nullptr); }
+  void fail(const char* what) {
+    PyErr_Clear();
+    if (!wrong_) wrong_ = what;
+  }
+  PyObject* const* values_;
+  Py_ssize_t count_, at_ = 0;
+  const char* wrong_ = nullptr;
+};
+
+// kind, m, n, kb
+Matrix shape_from(Arguments& in) {
+  Matrix w{};
+  w.kind = static_cast<int>(in.number("kind", TRIT1, DENSE_FP16));
+  w.m = static_cast<long>(in.number("rows", 1, 1L << 31));
+  w.n = static_cast<long>(in.number("inputs", 1, 1L << 31));
+  w.kb = static_cast<int>(in.number("inputs of a record", 32, kMostInputs));
+  in.expect(w.kb == 128 || (is_levels(w.kind) && (w.kb == 32 || w.kb == 64)), "inputs of a record");
+  return w;
+}
+
+// kind, m, n, kb, factor, data, bytes, starts
+Matrix matrix_from(Arguments& in) {
+  Matrix w = shape_from(in);
+  w.factor = static_cast<float>(in.real("factor"));
+  w.data = in.address<uint8_t>("data");
+  const long long bytes = in.number("bytes", 0, 1LL << 46);
+  w.starts = in.address<int64_t>("starts", true);
+  in.expect(reinterpret_cast<uintptr_t>(w.data) % 64 == 0, "alignment of data to 64 bytes");
+  if (is_levels(w.kind)) {
+    in.expect(bytes == w.bytes(), "bytes");
+  } else if (is_stream(w.kind)) {
+    in.expect(w.starts != nullptr, "starts");
+    if (w.starts != nullptr) {
+      bool rising = w.starts[0] == 0;
+      for (long tile = 0; tile < w.tiles(); ++tile) rising = rising && w.starts[tile] <= w.starts[tile + 1];
+      in.expect(rising && w.starts[w.tiles()] + kSlack <= bytes, "starts");
+    }
+  } else {
+    in.expect(bytes == 2LL * w.m * w.n, "bytes");
+  }
+  return w;
+}
+
+int level_from(Arguments& in) {
+  const int level = static_cast<int>(in.number("level", PORTABLE, AVX512));
+  in.expect(level == PORTABLE || (level == AVX2 ? machine.avx2 : machine.avx512), "instruction set: this processor has it not");
+  return level;
+}
+
+void run_at(int level, const Call& call) {
+#if defined(__x86_64__)
+  if (level == AVX512) return avx512::run(call);
+  if (level == AVX2) return avx2::run(call);
+#endif
+  portable::run(call);
+}
+
+// Do `work` without the GIL; None, or MemoryError.
+template <class Work>
+PyObject* freely(Work&& work) {
+  bool short_of_memory = false;
+  Py_BEGIN_ALLOW_THREADS;
+  try {
+    work();
+  } catch (const std::bad_alloc&) {
+    short_of_memory = true;
+  }
+  Py_END_ALLOW_THREADS;
+  if (short_of_memory) return PyErr_NoMemory();
+  Py_RETURN_NONE;
+}
+
+// (matrix, x, dtype, tokens, out, bias, exact, threads, level): out (tokens, m) = x (tokens, n) times the matrix, plus
+// bias (m,) fp32; x and out of the same dtype.
+PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  Call call{};
+  call.w = matrix_from(in);
+  call.x = in.address<uint8_t>("x");
+  call.dtype = static_cast<int>(in.number("dtype", FLOAT32, FLOAT16));
+  call.tokens = static_cast<long>(in.number("tokens", 1, 1L << 31));
+  call.out = in.address<uint8_t>("out");
+  call.bias = in.address<float>("bias", true);
+  call.exact = in.number("exact", 0, 1) != 0;
+  call.threads = static_cast<int>(in.number("threads", 1, 1024));
+  const int level = level_from(in);
+  call.bf16_products = machine.bf16;
+  if (!in.good()) return nullptr;
+  return freely([&] { run_at(level, call); });
+}
+
+// (matrix, out, threads, level): the matrix as fp32 (m, n).
+PyObject* unpack(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  const Matrix w = matrix_from(in);
+  float* const out = in.address<float>("out");
+  const int threads = static_cast<int>(in.number("threads", 1, 1024)), level = level_from(in);
+  in.expect(w.kind < DENSE_BF16, "kind");
+  if (!in.good()) return nullptr;
+  return freely([&] {
+#if defined(__x86_64__)
+    if (level == AVX512) return avx512::unpack(w, out, threads);
+    if (level == AVX2) return avx2::unpack(w, out, threads);
+#endif
+    portable::unpack(w, out, threads);
+  });
+}
+
+// (kind, m, n, kb, entries, tails, data, bytes, threads)
+PyObject* pack_records(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  const Matrix w = shape_from(in);
+  const auto* const entries = in.address<uint8_t>("entries");
+  const auto* const tails = in.address<uint8_t>("tails");
+  auto* const data = in.address<uint8_t>("data");
+  const long long bytes = in.number("bytes", 0, 1LL << 46);
+  const int threads = static_cast<int>(in.number("threads", 1, 1024));
+  in.expect(is_levels(w.kind) && bytes == w.bytes(), "bytes");
+  if (!in.good()) return nullptr;
+  return freely([&] { pack_levels(w, entries, tails, data, threads); });
+}
+
+// (matrix, entries, threads): the inverse of pack_records.
+PyObject* read_records(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  const Matrix w = matrix_from(in);
+  auto* const entries = in.address<uint8_t>("entries");
+  const int threads = static_cast<int>(in.number("threads", 1, 1024));
+  in.expect(is_levels(w.kind), "kind");
+  if (!in.good()) return nullptr;
+  return freely([&] { unpack_levels(w, entries, threads); });
+}
+
+// (kind, m, n, kb, marked, values, signs, tails, heads, starts, data, bytes, threads); without data only starts are found.
+PyObject* pack_rows(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  const Matrix w = shape_from(in);
+  Pieces from{};
+  from.marked = in.address<uint8_t>("marked");
+  from.values = in.address<uint8_t>("values");
+  from.signs = in.address<uint8_t>("signs", w.kind != PARTIAL);
+  from.tails = in.address<uint8_t>("tails", w.kind != PARTIAL);
+  from.heads = in.address<uint8_t>("heads", w.kind != PARTIAL && w.kind != SPARSE8);
+  auto* const starts = in.address<int64_t>("starts");
+  auto* const data = in.address<uint8_t>("data", true);
+  const long long bytes = in.number("bytes", 0, 1LL << 46);
+  const int threads = static_cast<int>(in.number("threads", 1, 1024));
+  in.expect(is_stream(w.kind), "kind");
+  if (data != nullptr && starts != nullptr && w.m > 0) in.expect(starts[w.tiles()] + kSlack <= bytes, "bytes");
+  if (!in.good()) return nullptr;
+  return freely([&] { pack_stream(w, from, starts, data, threads); });
+}
+
+// (data, bytes, threads) -> a sum, for nothing but the time it takes to read memory once.
+PyObject* read_memory(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  const auto* const data = in.address<uint64_t>("data");
+  const long words = static_cast<long>(in.number("bytes", 0, 1LL << 46) / 8);
+  const int threads = static_cast<int>(in.number("threads", 1, 1024));
+  if (!in.good()) return nullptr;
+  std::atomic<uint64_t> total{0};
+  Py_BEGIN_ALLOW_THREADS;
+  const long chunks = chunks_of(words / 4096 + 1, threads);
+  pool::each(chunks, threads, [&](long chunk) {
+    const auto [first, last] = span(words, chunks, chunk);
+    uint64_t sums[32] = {};
+    long at = first;
+    for (; at + 32 <= last; at += 32)
+      for (int i = 0; i < 32; ++i) sums[i] ^= data[at + i];
+    for (; at < last; ++at) sums[0] ^= data[at];
+    uint64_t sum = 0;
+    for (const uint64_t s : sums) sum ^= s;
+    total.fetch_xor(sum);
+  });
+  Py_END_ALLOW_THREADS;
+  return PyLong_FromUnsignedLongLong(total.load());
+}
+
+// -> the highest level that this processor has, and whether it multiplies bf16.
+PyObject* processor(PyObject*, PyObject* const*, Py_ssize_t) {
+  return Py_BuildValue("iO", machine.avx512 ? AVX512 : machine.avx2 ? AVX2 : PORTABLE, machine.bf16 ? Py_True : Py_False);
+}
+
+#define COMPRESSOR_ENTRY(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(name)), METH_FASTCALL, nullptr}
+PyMethodDef methods[] = {
+    COMPRESSOR_ENTRY(linear),       COMPRESSOR_ENTRY(unpack),    COMPRESSOR_ENTRY(pack_records),
+    COMPRESSOR_ENTRY(read_records), COMPRESSOR_ENTRY(pack_rows), COMPRESSOR_ENTRY(read_memory),
+    COMPRESSOR_ENTRY(processor),    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", "Kernels of compressor for CPUs.", -1, methods,
+                          nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__native() {
+  machine = look();
+  pool::set_up();
+  return PyModule_Create(&definition);
+}

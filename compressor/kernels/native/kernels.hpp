@@ -1,0 +1,7 @@
+// What is compiled once for each instruction set.
+#include "levels.hpp"
+#include "quantize.hpp"
+#include "rows.hpp"
+#include "levels_run.hpp"
+#include "rows_run.hpp"
+#include "choose.hpp"

@@ -1,0 +1,133 @@
+// compressor's kernels for CPUs, as one source: needs a C++17 compiler (GCC or Clang) and Python's headers, nothing else.
+//
+// Every instruction set is compiled in and chosen at run time. Entry points take addresses and sizes; what does not fit
+// is a ValueError, never a crash. The GIL is released while they work.
+
+#define Py_LIMITED_API 0x030A0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "layout.hpp"
+#include "pool.hpp"
+#include "scalars.hpp"
+
+namespace {
+
+using namespace layout;
+
+constexpr int kTilesAtOnce = 4;                 // of rows that share what is read of the activations; even
+constexpr long kStride = 16 * kTilesAtOnce;      // of the sums of a token
+constexpr long kTokensAtOnce = 480;              // whose sums are held; a multiple of every tile of tokens
+constexpr long kLevels = 64 * kMostInputs / 4;   // bytes of a record, a byte a level
+constexpr long kFewTokens = 3;                   // up to which records are not decoded first
+
+struct Call {
+  Matrix w;
+  const void* x;
+  int dtype;
+  long tokens;
+  void* out;
+  const float* bias;
+  bool exact;
+  bool bf16_products;
+  int threads;
+};
+
+// Quantized activations: of a tile of T tokens, [groups][kb / 4][T][4], and [groups][T] for scales and sums.
+struct Tokens {
+  int8_t* q;
+  float* scale;
+  int32_t* sum;
+};
+
+// Memory of the calling thread that is kept from call to call.
+class Scratch {
+ public:
+  static Scratch& mine() {
+    static thread_local Scratch scratch;
+    return scratch;
+  }
+  float* floats(long count) { return static_cast<float*>(room(sizeof(float) * count)); }
+  Tokens tokens(long count, long groups, int kb) {
+    const long scales = (4 * count * groups + 63) / 64 * 64;
+    char* const at = static_cast<char*>(room(count * groups * kb + 2 * scales + 64));
+    const long q = (count * groups * kb + 63) / 64 * 64;
+    return {reinterpret_cast<int8_t*>(at), reinterpret_cast<float*>(at + q), reinterpret_cast<int32_t*>(at + q + scales)};
+  }
+  ~Scratch() { std::free(whole_); }
+
+ private:
+  void* room(long bytes) {
+    if (bytes + 64 > size_) {
+      std::free(whole_);
+      whole_ = std::malloc(bytes + 64);
+      size_ = whole_ ? bytes + 64 : 0;
+      if (!whole_) throw std::bad_alloc();
+    }
+    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(whole_) + 63) / 64 * 64);
+  }
+  void* whole_ = nullptr;
+  long size_ = 0;
+};
+
+// Rows are cut into more chunks than there are threads, so that a slow thread does less.
+inline long chunks_of(long tiles, int threads) {
+  const long wanted = threads < 2 ? 1 : 8L * threads;
+  return tiles < wanted ? tiles : wanted;
+}
+inline std::pair<long, long> span(long count, long chunks, long chunk) {
+  return {count * chunk / chunks, count * (chunk + 1) / chunks};
+}
+
+#define KIN inline __attribute__((always_inline))
+#define KFN static KIN
+#define KERNEL static __attribute__((noinline))
+namespace portable {
+#include "vectors.hpp"
+#include "isa_portable.hpp"
+#include "kernels.hpp"
+}  // namespace portable
+#undef KIN
+#undef KFN
+#undef KERNEL
+
+#if defined(__x86_64__)
+#define COMPRESSOR_TARGET "avx2,fma,f16c,bmi,bmi2,popcnt"
+#define KIN inline __attribute__((always_inline, target(COMPRESSOR_TARGET)))
+#define KFN static KIN
+#define KERNEL static __attribute__((noinline, target(COMPRESSOR_TARGET)))
+namespace avx2 {
+#include "isa_avx2.hpp"
+#include "kernels.hpp"
+}  // namespace avx2
+#undef KIN
+#undef KFN
+#undef KERNEL
+#undef COMPRESSOR_TARGET
+
+#define COMPRESSOR_AVX512 1
+#define COMPRESSOR_TARGET \
+  "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,prefer-vector-width=512"
+#define KIN inline __attribute__((always_inline, target(COMPRESSOR_TARGET)))
+#define KFN static KIN
+#define KERNEL static __attribute__((noinline, target(COMPRESSOR_TARGET)))
+namespace avx512 {
+#include "vectors.hpp"
+#include "isa_avx512.hpp"
+#include "kernels.hpp"
+}  // namespace avx512
+#undef KIN
+#undef KFN
+#undef KERNEL
+#endif
+
+}  // namespace
+
+#include "entry.hpp"

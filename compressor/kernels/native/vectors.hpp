@@ -1,0 +1,46 @@
+// Sixteen lanes at a time, one a row, in the vector types of GCC and Clang. Included once for each instruction set (but
+// AVX2, for which compilers cut such vectors badly); KFN marks its functions, KIN those of classes.
+
+typedef int32_t I16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t W16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float F16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint8_t B64 __attribute__((vector_size(64), aligned(1), may_alias));
+typedef uint8_t B16 __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint16_t H16 __attribute__((vector_size(32), aligned(1), may_alias));
+
+template <class T>
+KFN T load(const void* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+KFN I16 ints(const uint8_t* bytes) { return __builtin_convertvector(load<B16>(bytes), I16); }
+KFN F16 floats(I16 v) { return __builtin_convertvector(v, F16); }
+KFN F16 splat(float v) { return F16{} + v; }
+KFN I16 splat(int32_t v) { return I16{} + v; }
+
+// Byte i of every lane of 64.
+KFN I16 bytes_of(const uint8_t* from, int i) { return (I16)((load<W16>(from) >> (8 * i)) & 255u); }
+
+// Entries of `W` bits in place `f` of every byte.
+template <int W>
+KFN B64 field(B64 block, int f) {
+  if (W == 8) return block;
+  const W16 moved = (W16)block >> (W * f);
+  return (B64)moved & (uint8_t)((1 << W) - 1);
+}
+KFN B64 times_four(B64 ones) { return (B64)((W16)ones << 2); }
+
+// Four bytes a lane: 0, a, 2 a, 3 a. The last may overflow, and is then not used.
+KFN B64 multiples(I16 a) { return (B64)(a * 0x03020100); }
+
+KFN F16 from_bf16_bits(const uint8_t* from) { return (F16)(__builtin_convertvector(load<H16>(from), W16) << 16); }
+
+// fp16 to fp32, subnormal numbers included: the exponent is put right by a product.
+KFN F16 halves_in_software(const uint8_t* from) {
+  const W16 h = __builtin_convertvector(load<H16>(from), W16);
+  const W16 size = (h & 0x7fffu) << 13;
+  const F16 value = reinterpret_cast<const F16&>(size) * 0x1p112f;
+  const W16 out = reinterpret_cast<const W16&>(value) | ((h & 0x8000u) << 16);
+  return reinterpret_cast<const F16&>(out);
+}

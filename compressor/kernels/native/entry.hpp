@@ -87,22 +87,23 @@ Matrix shape_from(Arguments& in) {
   return w;
 }
 
-// kind, m, n, kb, factor, data, bytes, starts
+// kind, m, n, kb, factor, data, bytes, extra
 Matrix matrix_from(Arguments& in) {
   Matrix w = shape_from(in);
   w.factor = static_cast<float>(in.real("factor"));
   w.data = in.address<uint8_t>("data");
   const long long bytes = in.number("bytes", 0, 1LL << 46);
-  w.starts = in.address<int64_t>("starts", true);
+  w.extra = in.address<int64_t>("extra", true);
   in.expect(reinterpret_cast<uintptr_t>(w.data) % 64 == 0, "alignment of data to 64 bytes");
   if (is_levels(w.kind)) {
     in.expect(bytes == w.bytes(), "bytes");
+    in.expect((w.kind != TRIT2 && w.kind != TRIT3) || w.extra != nullptr, "numbers of trits");
   } else if (is_stream(w.kind)) {
-    in.expect(w.starts != nullptr, "starts");
-    if (w.starts != nullptr) {
-      bool rising = w.starts[0] == 0;
-      for (long tile = 0; tile < w.tiles(); ++tile) rising = rising && w.starts[tile] <= w.starts[tile + 1];
-      in.expect(rising && w.starts[w.tiles()] + kSlack <= bytes, "starts");
+    in.expect(w.extra != nullptr, "starts");
+    if (w.extra != nullptr) {
+      bool rising = w.starts()[0] == 0;
+      for (long tile = 0; tile < w.tiles(); ++tile) rising = rising && w.starts()[tile] <= w.starts()[tile + 1];
+      in.expect(rising && w.starts()[w.tiles()] + kSlack <= bytes, "starts");
     }
   } else {
     in.expect(bytes == 2LL * w.m * w.n, "bytes");

@@ -13,6 +13,7 @@ struct F16 {
   KIN F16 operator+(F16 o) const { return {_mm256_add_ps(low, o.low), _mm256_add_ps(high, o.high)}; }
   KIN F16 operator-(F16 o) const { return {_mm256_sub_ps(low, o.low), _mm256_sub_ps(high, o.high)}; }
   KIN F16 operator*(F16 o) const { return {_mm256_mul_ps(low, o.low), _mm256_mul_ps(high, o.high)}; }
+  KIN F16 operator/(F16 o) const { return {_mm256_div_ps(low, o.low), _mm256_div_ps(high, o.high)}; }
   KIN F16 operator*(float v) const { return *this * F16{_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
   KIN void operator+=(F16 o) { *this = *this + o; }
 };
@@ -38,6 +39,11 @@ struct B64 {
 KFN F16 splat(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 KFN I16 splat(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
 KFN F16 floats(I16 v) { return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }
+KFN F16 greater(F16 a, F16 b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+KFN I16 whole(F16 v) {  // nearest, of numbers that are not negative
+  const F16 moved = v + splat(0.5f);
+  return {_mm256_cvttps_epi32(moved.low), _mm256_cvttps_epi32(moved.high)};
+}
 KFN I16 pair(__m256i low, __m256i high) { return {low, high}; }
 KFN I16 ints(const uint8_t* bytes) {
   return {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)bytes)),

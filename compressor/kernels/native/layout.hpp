@@ -5,10 +5,11 @@
 // a plane of w bits, byte 4 r + i holds in bits w f .. w f + w - 1 the entry of row r and input 4 (f + block * 8 / w) + i
 // of the record. Blocks of several planes that cover the same inputs stand side by side.
 //
-// Tails:  trits  fp16 s[16], u8 a1[16], a2[16], a3[16]   value = s (a1 (u1 - 1) + a2 (u2 - 1) + a3 (u3 - 1))
+// Tails:  trits  fp16 s1[16], s2[16], s3[16]             value = s1 (u1 - 1) + s2 (u2 - 1) + s3 (u3 - 1)
 //         ints   fp16 s[16], u8 z[16]                    value = s (u - z)
 //         signs  fp16 s[16], fp16 c[16]                  value = s (2 u - 1) + c
-// filled up to a multiple of 64 bytes. Everything is times one fp32 factor of the matrix.
+// filled up to a multiple of 64 bytes. Beside two and three planes of trits stands a table of a byte for every row of every
+// record: the whole number that stands for the largest scale where all planes are made into one level of 8 bits. Everything is times one fp32 factor of the matrix.
 //
 // Formats with a mask are streams of variable length, 16 rows a tile, and a table says where each tile starts:
 //   partial  fp32 step[16], zero[16]; then for every 128 inputs a record of signs as above (tail, then plane), a mask of
@@ -48,7 +49,11 @@ struct Matrix {
   int kb;
   const uint8_t* data;
   float factor;
-  const int64_t* starts;  // of the tiles of a stream, and its end
+  const void* extra;  // starts of the tiles of a stream and its end, int64; or the numbers of trits
+  const int64_t* starts() const { return static_cast<const int64_t*>(extra); }
+  const uint8_t* numbers(long tile, long group) const {
+    return static_cast<const uint8_t*>(extra) + (tile * groups() + group) * kRows;
+  }
   long tiles() const { return (m + kRows - 1) / kRows; }
   long groups() const { return (n + kb - 1) / kb; }
   long row_bytes() const { return groups() * record_bytes(kind, kb); }

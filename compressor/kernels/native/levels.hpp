@@ -1,12 +1,36 @@
 // Products with matrices of levels: one token straight from the packed planes, several through one byte a level.
 // Included once for each instruction set.
 
+// One level for all planes of trits: whole numbers a[p] near first scale[p] / max(scale), 8 bits in all.
 template <int KIND>
-KFN Grid grid(const uint8_t* tail) {
-  const F16 scale = halves(tail);
-  I16 zero = ints(tail + 32);
-  for (int p = 1; is_trits(KIND) && p < planes(KIND); ++p) zero += ints(tail + 32 + 16 * p);
-  return {scale, floats(zero)};
+struct Joined {
+  I16 a[planes(KIND)];
+  F16 unit;  // scale[p] is about unit a[p]
+  KIN Joined(const uint8_t* tail, const uint8_t* numbers) {
+    constexpr int P = planes(KIND);
+    if (P == 1) {
+      a[0] = splat(1);
+      unit = halves(tail);
+      return;
+    }
+    F16 scales[P], largest = splat(1e-30f);
+    for (int p = 0; p < P; ++p) {
+      scales[p] = halves(tail + 32 * p);
+      largest = greater(largest, scales[p]);
+    }
+    const F16 first = floats(ints(numbers)), ratio = first / largest;
+    for (int p = 0; p < P; ++p) a[p] = whole(scales[p] * ratio);
+    unit = largest / first;
+  }
+};
+
+template <int KIND>
+KFN Grid grid(const uint8_t* tail, const uint8_t* numbers) {
+  if (!is_trits(KIND)) return {halves(tail), floats(ints(tail + 32))};
+  const Joined<is_trits(KIND) ? KIND : TRIT1> joined(tail, numbers);
+  I16 zero = joined.a[0];
+  for (int p = 1; p < planes(is_trits(KIND) ? KIND : TRIT1); ++p) zero += joined.a[p];
+  return {joined.unit, floats(zero)};
 }
 
 // One record times quantized inputs x, to be multiplied by the scale of these.
@@ -33,10 +57,10 @@ KFN F16 record_dot(const uint8_t* data, const uint8_t* tail, const int8_t* x, in
     return halves(tail) * floats(sums[0].total(xsum) * 2 - xsum) + halves(tail + 32) * static_cast<float>(xsum);
   }
   if (is_trits(KIND)) {
-    F16 value = floats(ints(tail + 32)) * floats(sums[0].total(xsum) - xsum);
+    F16 value = halves(tail) * floats(sums[0].total(xsum) - xsum);
 #pragma GCC unroll 3
-    for (int p = 1; p < P; ++p) value += floats(ints(tail + 32 + 16 * p)) * floats(sums[p].total(xsum) - xsum);
-    return halves(tail) * value;
+    for (int p = 1; p < P; ++p) value += halves(tail + 32 * p) * floats(sums[p].total(xsum) - xsum);
+    return value;
   }
   return halves(tail) * floats(sums[0].total(xsum) - ints(tail + 32) * xsum);
 }
@@ -56,9 +80,10 @@ KERNEL void gemv_tile(const Matrix& w, long tile, const Tokens& x, float* y) {
   std::memcpy(y, sums, sizeof sums);
 }
 
-// One record as levels [kb / 4][16 rows][4 inputs].
-template <int KIND>
-KFN void decode(const uint8_t* data, const uint8_t* tail, int kb, uint8_t* levels) {
+// One record as levels [kb / 4][16 rows][4 inputs]. With PLANE, the entries of that plane of trits and not the level that
+// joins all.
+template <int KIND, int PLANE = -1>
+KFN void decode(const uint8_t* data, const uint8_t* tail, const uint8_t* numbers, int kb, uint8_t* levels) {
   if (KIND == INT3) {
     for (int k = 0; k < kb; k += 32, data += 192) {
       const B64 high = load<B64>(data + 128);
@@ -75,11 +100,14 @@ KFN void decode(const uint8_t* data, const uint8_t* tail, int kb, uint8_t* level
   alignas(64) static constexpr uint8_t kRowOfFour[64] = {
       0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12,
       0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
+  constexpr bool JOIN = is_trits(KIND) && PLANE < 0;
   B64 tables[P];
   const B64 rows = load<B64>(kRowOfFour);
-  if (is_trits(KIND))
+  if (JOIN) {
+    const Joined<is_trits(KIND) ? KIND : TRIT1> joined(tail, numbers);
 #pragma GCC unroll 3
-    for (int p = 0; p < P; ++p) tables[p] = multiples(ints(tail + 32 + 16 * p));
+    for (int p = 0; p < P; ++p) tables[p] = multiples(joined.a[p]);
+  }
   for (int k = 0; k < kb; k += step(KIND), data += 64 * P) {
     B64 blocks[P];
 #pragma GCC unroll 3
@@ -88,8 +116,8 @@ KFN void decode(const uint8_t* data, const uint8_t* tail, int kb, uint8_t* level
     for (int p = 0; p < P; ++p) blocks[p] = load<B64>(data + 64 * p);
 #pragma GCC unroll 8
     for (int f = 0; f < 8 / W; ++f, levels += 64) {
-      B64 level = field<W>(blocks[0], f);
-      if (is_trits(KIND)) {
+      B64 level = field<W>(blocks[PLANE < 0 ? 0 : PLANE], f);
+      if (JOIN) {
         level = lookup(tables[0], level | rows);
 #pragma GCC unroll 3
         for (int p = 1; p < P; ++p) level += lookup(tables[p], field<W>(blocks[p], f) | rows);
@@ -99,31 +127,49 @@ KFN void decode(const uint8_t* data, const uint8_t* tail, int kb, uint8_t* level
   }
 }
 
+// s (u - z) for one record of a plane, or of a kind that is one: levels times fp32 inputs.
+KFN F16 exact_record(const uint8_t* levels, F16 scale, F16 zero, const float* x, int kb) {
+  F16 sums[4] = {};
+  for (int k = 0; k < kb / 4; ++k)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) sums[i] += (floats(bytes_of(levels + 64 * k, i)) - zero) * x[4 * k + i];
+  return scale * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+template <int KIND, int P>
+KFN void exact_plane(const uint8_t* record, const uint8_t* tail, int kb, const float* x, long stride, long tokens, float* y) {
+  alignas(64) uint8_t levels[kLevels];
+  decode<KIND, P>(record, tail, nullptr, kb, levels);
+  F16 scale = halves(tail + (is_trits(KIND) ? 32 * P : 0)), zero = splat(1.0f);
+  if (KIND == SIGN) {  // s (2 u - 1) + c
+    const F16 mean = halves(tail + 32);
+    for (long t = 0; t < tokens; ++t) {
+      F16 all{};
+      for (int k = 0; k < kb; ++k) all += splat(x[t * stride + k]);
+      const F16 sum = load<F16>(y + 16 * t) + mean * all;
+      std::memcpy(y + 16 * t, &sum, sizeof sum);
+    }
+    scale = scale * 2.0f;
+    zero = splat(0.5f);
+  } else if (!is_trits(KIND)) {
+    zero = floats(ints(tail + 32));
+  }
+  for (long t = 0; t < tokens; ++t) {
+    const F16 sum = load<F16>(y + 16 * t) + exact_record(levels, scale, zero, x + t * stride, kb);
+    std::memcpy(y + 16 * t, &sum, sizeof sum);
+  }
+}
+
 // 16 rows times fp32 inputs that are not rounded, `tokens` of them in rows of `stride`; y[t][row].
 template <int KIND>
 KERNEL void exact_tile(const Matrix& w, long tile, const float* x, long stride, long tokens, float* y) {
-  alignas(64) uint8_t levels[kLevels];
   const uint8_t* record = w.data + tile * w.row_bytes();
-  const long data = data_bytes(KIND, w.kb), whole = record_bytes(KIND, w.kb);
+  const long data = data_bytes(KIND, w.kb);
   std::memset(y, 0, sizeof(float) * 16 * tokens);
-  for (long g = 0; g < w.groups(); ++g, record += whole) {
-    decode<KIND>(record, record + data, w.kb, levels);
-    Grid grids{};
-    if (KIND != SIGN) grids = grid<KIND>(record + data);
-    for (long t = 0; t < tokens; ++t) {
-      const float* const at = x + t * stride + g * w.kb;
-      F16 sums[4] = {}, all = {};
-      for (int k = 0; k < w.kb / 4; ++k) {
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) sums[i] += (floats(bytes_of(levels + 64 * k, i)) - grids.zero) * at[4 * k + i];
-      }
-      if (KIND == SIGN)
-        for (int k = 0; k < w.kb; ++k) all += splat(at[k]);
-      const F16 sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-      const F16 value = KIND == SIGN ? halves(record + data) * (sum * 2.0f - all) + halves(record + data + 32) * all : grids.scale * sum;
-      const F16 before = load<F16>(y + 16 * t) + value;
-      std::memcpy(y + 16 * t, &before, sizeof before);
-    }
+  for (long g = 0; g < w.groups(); ++g, record += record_bytes(KIND, w.kb), x += w.kb) {
+    exact_plane<KIND, 0>(record, record + data, w.kb, x, stride, tokens, y);
+    if (KIND == TRIT2 || KIND == TRIT3) exact_plane<KIND, planes(KIND) == 1 ? 0 : 1>(record, record + data, w.kb, x, stride, tokens, y);
+    if (KIND == TRIT3) exact_plane<KIND, planes(KIND) == 3 ? 2 : 0>(record, record + data, w.kb, x, stride, tokens, y);
   }
 }
 
@@ -151,9 +197,10 @@ KERNEL void gemm_tiles(const Matrix& w, long first, long last, const Tokens& x, 
   for (long g = 0; g < groups; ++g) {
     for (long r = 0; r < last - first; ++r) {
       const uint8_t* const record = w.data + (first + r) * w.row_bytes() + g * whole;
-      decode<KIND>(record, record + data, w.kb, levels + r * kLevels);
+      const uint8_t* const numbers = planes(KIND) > 1 && is_trits(KIND) ? w.numbers(first + r, g) : nullptr;
+      decode<KIND>(record, record + data, numbers, w.kb, levels + r * kLevels);
       if (KIND != SIGN) {
-        grids[r] = grid<KIND>(record + data);
+        grids[r] = grid<KIND>(record + data, numbers);
       } else {  // s (2 u - 1) + c = 2 s u + (c - s)
         const F16 s = halves(record + data);
         grids[r].scale = s * 2.0f;
@@ -183,25 +230,31 @@ KERNEL void gemm_tiles(const Matrix& w, long first, long last, const Tokens& x, 
 // The matrix itself, rows 16 tile .., as fp32 (16, n).
 template <int KIND>
 KERNEL void unpack_tile(const Matrix& w, long tile, float* out) {
-  alignas(64) uint8_t levels[kLevels];
   const uint8_t* record = w.data + tile * w.row_bytes();
-  const long data = data_bytes(KIND, w.kb);
   for (long g = 0; g < w.groups(); ++g, record += record_bytes(KIND, w.kb)) {
-    decode<KIND>(record, record + data, w.kb, levels);
-    Grid grids{};
-    if (KIND != SIGN) grids = grid<KIND>(record + data);
-    float s[16], c[16] = {}, zero[16];
-    const F16 scale = halves(record + data);
-    std::memcpy(s, &scale, sizeof s);
-    std::memcpy(zero, &grids.zero, sizeof zero);
+    const uint8_t* const tail = record + data_bytes(KIND, w.kb);
+    float scale[3][16] = {}, mean[16] = {};
+    for (int p = 0; p < (is_trits(KIND) ? planes(KIND) : 1); ++p) {
+      const F16 s = halves(tail + 32 * p);
+      std::memcpy(scale[p], &s, sizeof s);
+    }
     if (KIND == SIGN) {
-      const F16 mean = halves(record + data + 32);
-      std::memcpy(c, &mean, sizeof c);
+      const F16 c = halves(tail + 32);
+      std::memcpy(mean, &c, sizeof c);
     }
     for (int k = 0; k < w.kb && g * w.kb + k < w.n; ++k)
       for (int r = 0; r < 16; ++r) {
-        const int level = levels[64 * (k / 4) + 4 * r + k % 4];
-        out[r * w.n + g * w.kb + k] = (KIND == SIGN ? s[r] * (2 * level - 1) + c[r] : s[r] * (level - zero[r])) * w.factor;
+        float value = mean[r];
+        int level = 0;
+        for (int p = 0; p < planes(KIND); ++p) {
+          const Place at = place(KIND, p, k);
+          const int u = record[at.block + 4 * r + k % 4] >> at.shift & ((1 << plane_bits(KIND, p)) - 1);
+          if (is_trits(KIND)) value += scale[p][r] * (u - 1);
+          else level |= u << (2 * p);
+        }
+        if (KIND == SIGN) value += scale[0][r] * (2 * level - 1);
+        else if (!is_trits(KIND)) value = scale[0][r] * (level - tail[32 + r]);
+        out[r * w.n + g * w.kb + k] = value * w.factor;
       }
   }
 }

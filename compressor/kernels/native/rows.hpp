@@ -58,7 +58,7 @@ KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8
 // 16 rows of a partial or sparse 8-bit matrix times one token.
 template <bool SIGNS>
 KERNEL void partial_tile(const Matrix& w, long tile, const int8_t* x, const float* xscale, const int32_t* xsum, float* y) {
-  const uint8_t* at = w.data + w.starts[tile];
+  const uint8_t* at = w.data + w.starts()[tile];
   const F16 step = load<F16>(at), zero = load<F16>(at + 64);
   at += 128;
   F16 sum = splat(0.0f);
@@ -85,7 +85,7 @@ KERNEL void partial_tile(const Matrix& w, long tile, const int8_t* x, const floa
 // Rows 16 tile .. of a partial or sparse 8-bit matrix as fp32 (16, padded inputs).
 template <bool SIGNS>
 KERNEL void unpack_partial(const Matrix& w, long tile, float* out) {
-  const uint8_t* at = w.data + w.starts[tile];
+  const uint8_t* at = w.data + w.starts()[tile];
   float step[16], zero[16];
   std::memcpy(step, at, sizeof step);
   std::memcpy(zero, at + 64, sizeof zero);
@@ -133,7 +133,7 @@ KFN const uint8_t* unpack_row(const uint8_t* at, long groups, float* out) {
 
 template <int KIND>
 KERNEL void unpack_sparse(const Matrix& w, long tile, float* out) {
-  const uint8_t* at = w.data + w.starts[tile];
+  const uint8_t* at = w.data + w.starts()[tile];
   for (long r = 16 * tile; r < 16 * tile + 16 && r < w.m; ++r, out += 128 * w.groups())
     at = unpack_row<KIND>(at, w.groups(), out);
 }
@@ -154,7 +154,7 @@ KFN F16 sixteen(const uint8_t* from) {
 // Rows of a sparse 16-bit matrix times one token of fp32 inputs (padded inputs).
 template <int KIND>
 KERNEL void sparse_tile(const Matrix& w, long tile, const float* x, float* y) {
-  const uint8_t* at = w.data + w.starts[tile];
+  const uint8_t* at = w.data + w.starts()[tile];
   for (int r = 0; r < 16 && 16 * tile + r < w.m; ++r) {
     F16 sums[2] = {};
     for (long k = 0; k < 128 * w.groups(); k += 128) {
@@ -226,7 +226,7 @@ static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, co
 }
 
 static KBF __attribute__((noinline)) void sparse_tile_bf16(const Matrix& w, long tile, const uint16_t* x, float* y) {
-  const uint8_t* at = w.data + w.starts[tile];
+  const uint8_t* at = w.data + w.starts()[tile];
   for (int r = 0; r < 16 && 16 * tile + r < w.m; ++r) {
     __m512 s[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     for (long k = 0; k < 128 * w.groups(); k += 128) {

@@ -16,6 +16,8 @@ KFN T load(const void* from) {
 }
 KFN I16 ints(const uint8_t* bytes) { return __builtin_convertvector(load<B16>(bytes), I16); }
 KFN F16 floats(I16 v) { return __builtin_convertvector(v, F16); }
+KFN F16 greater(F16 a, F16 b) { return a > b ? a : b; }
+KFN I16 whole(F16 v) { return __builtin_convertvector(v + 0.5f, I16); }  // nearest, of numbers that are not negative
 KFN F16 splat(float v) { return F16{} + v; }
 KFN I16 splat(int32_t v) { return I16{} + v; }
 

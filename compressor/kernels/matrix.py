@@ -1,0 +1,114 @@
+"""A matrix in the layout of the native kernels, and its product with activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from compressor.kernels.native import LEVELS, native
+
+ALIGNMENT = 64
+
+
+class Kind(IntEnum):
+    """Layouts, by the numbers of native/layout.hpp."""
+
+    TRIT1 = 1
+    TRIT2 = 2
+    TRIT3 = 3
+    INT2 = 4
+    INT3 = 5
+    INT4 = 6
+    INT8 = 7
+    SIGN = 8
+    PARTIAL = 9
+    SPARSE8 = 10
+    SPARSE_BF16 = 11
+    SPARSE_FP16 = 12
+    DENSE_BF16 = 13
+    DENSE_FP16 = 14
+
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Dtypes of activations, by the numbers that the kernels know them by."""
+
+FEW = {Kind.PARTIAL: 4, Kind.SPARSE8: 4, Kind.SPARSE_BF16: 4, Kind.SPARSE_FP16: 4, Kind.DENSE_BF16: 4,
+       Kind.DENSE_FP16: 4}  # fmt: skip
+"""Tokens up to which a kernel that takes one token after the other is the faster way."""
+
+EXACT = 16
+"""The same for exact activations, whatever the kind."""
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """``m`` x ``n`` numbers in a layout.
+
+    Attributes:
+        kind: of layout.
+        m, n: outputs and inputs.
+        kb: inputs of a record.
+        factor: fp32 number that everything is times.
+        data: the layout, see native/layout.hpp; uint8, or the 16-bit matrix itself for the dense kinds.
+        extra: int64 (tiles + 1,) offsets in ``data`` for layouts of variable length; for two and three planes of trits
+            uint8 (tiles, records, 16), see `records.joint_numbers`.
+    """
+
+    kind: Kind
+    m: int
+    n: int
+    kb: int
+    factor: float
+    data: Tensor
+    extra: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(part.numel() * part.element_size() for part in (self.data, self.extra) if part is not None)
+
+    def product(self, x: Tensor, bias: Tensor | None, level: str, exact: bool) -> Tensor:
+        """Return ``x W^T + bias``.
+
+        Args:
+            x: (tokens, n) fp32, bf16 or fp16, on the CPU.
+            bias: (m,) fp32, or None.
+            level: instruction set.
+            exact: whether activations stay as they are; else they are rounded to 8 bits with a scale for every token
+                and record, or to bf16 where the matrix is of 16-bit numbers.
+
+        Returns:
+            (tokens, m) in the dtype of ``x``.
+        """
+        tokens = x.shape[0]
+        if tokens > (EXACT if exact else FEW.get(self.kind, tokens)):
+            weight = self.dense(x.dtype, level)
+            return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        x = x.contiguous()
+        out = torch.empty(tokens, self.m, dtype=x.dtype)
+        if tokens:
+            found = native()
+            assert found is not None
+            found.module.linear(
+                *self._arguments(), x.data_ptr(), DTYPES[x.dtype], tokens, out.data_ptr(),
+                0 if bias is None else bias.data_ptr(), int(exact), torch.get_num_threads(), LEVELS.index(level),
+            )  # fmt: skip
+        return out
+
+    def dense(self, dtype: torch.dtype, level: str) -> Tensor:
+        """Return the matrix (m, n), as the layout has it, rounded once to ``dtype``."""
+        if self.kind in (Kind.DENSE_BF16, Kind.DENSE_FP16):
+            return self.data.to(dtype)
+        found = native()
+        assert found is not None
+        out = torch.empty(self.m, self.n)
+        found.module.unpack(*self._arguments(), out.data_ptr(), torch.get_num_threads(), LEVELS.index(level))
+        return out.to(dtype)
+
+    def _arguments(self) -> tuple[int | float, ...]:
+        extra = 0 if self.extra is None else self.extra.data_ptr()
+        nbytes = self.data.numel() * self.data.element_size()
+        return self.kind, self.m, self.n, self.kb, self.factor, self.data.data_ptr(), nbytes, extra

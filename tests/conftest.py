@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import tiny_models
+
+os.environ.setdefault(
+    "COMPRESSOR_KERNELS", "packed"
+)  # numbers are compared bit for bit; tests/kernels choose their own
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,13 @@ ALLOWED: dict[str, set[str]] = {
     "formats": set(),
     "mixers": set(),
     "methods": {"formats", "mixers"},
-    "hf": {"formats", "mixers"},
+    "kernels": {"formats"},
+    "hf": {"formats", "mixers", "kernels"},
     "calibration": set(),
     "engine": {"methods", "formats", "mixers", "hf"},
     "report": {"engine", "formats"},
     "run": {"report", "calibration", "engine", "hf", "methods", "mixers", "formats"},
-    "cli": {"run", "report", "calibration", "engine", "hf", "methods", "formats"},
+    "cli": {"run", "report", "calibration", "engine", "hf", "methods", "formats", "kernels"},
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
 

@@ -52,6 +52,7 @@ class PackedLinear(nn.Linear):
         self.out_features, self.in_features = spec["shape"]
         self.spec = dict(spec)
         self.fast: Any = None  # a product that needs no unpacked matrix, see compressor/kernels/model.py
+        self.released = ""  # the buffer that is held by ``fast`` alone
         self.lender: list[PackedLinear] = []  # who holds a factor that is shared; in a list, not to be a submodule
         self.compute_dtype = dtype
         for part, (shape, part_dtype) in format_of(spec).layout(spec).items():
@@ -67,7 +68,30 @@ class PackedLinear(nn.Linear):
 
     @property
     def _own_parts(self) -> dict[str, Tensor]:
-        return {part: getattr(self, f"weight_{part}") for part in format_of(self.spec).layout(self.spec)}
+        held = {part: getattr(self, f"weight_{part}") for part in format_of(self.spec).layout(self.spec)}
+        return {**held, **self.fast.rebuilt(self.spec)} if self.released else held
+
+    def release(self) -> None:
+        """Let go of the largest part, if the fast product can make it again; `parts` and a state dict still have it."""
+        if not self.released and self.fast is not None and (part := self.fast.large_part(self.spec)) is not None:
+            self.released = f"weight_{part}"
+            setattr(self, self.released, torch.empty(0, dtype=getattr(self, self.released).dtype))
+
+    def restore(self) -> None:
+        """Hold all parts again."""
+        if self.released:
+            for part, tensor in self.fast.rebuilt(self.spec).items():
+                setattr(self, f"weight_{part}", tensor)
+            self.released = ""
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.restore()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.restore()
+        self.fast = None  # it is of other numbers
+        super()._load_from_state_dict(*args, **kwargs)
 
     def check(self) -> None:
         """Raise ValueError, naming the part, when the buffers are not what the spec says."""
@@ -95,16 +119,17 @@ class PackedLinear(nn.Linear):
         """Do nothing: packed parts are only ever loaded."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
-        packed = {id(part) for part in self._own_parts.values()}
+        probe = fn(torch.empty(0, dtype=self.compute_dtype, device=next(iter(self.buffers())).device))
+        if probe.device.type != "cpu":
+            self.restore()
+            self.fast = None
+        packed = {id(buffer) for buffer in self.buffers()}
 
         def move_only(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return tensor.to(moved.device) if id(tensor) in packed and moved.dtype != tensor.dtype else moved
 
-        probe = fn(torch.empty(0, dtype=self.compute_dtype, device=next(iter(self._own_parts.values())).device))
         super()._apply(move_only, recurse)  # type: ignore[no-untyped-call]
-        if probe.device.type != "cpu":
-            self.fast = None
         self.compute_dtype = probe.dtype
         return self
 

@@ -16,6 +16,7 @@ from compressor.formats.registry import format_of
 from compressor.kernels.matrix import DTYPES, Kind, Matrix
 from compressor.kernels.native import LEVELS
 from compressor.kernels.products import Product, Unsupported, make_product
+from compressor.kernels.rebuild import large_part, rebuilt
 from compressor.kernels.stock import Dense, make_stock
 
 ACTIVATIONS = "COMPRESSOR_ACTIVATIONS"
@@ -51,6 +52,15 @@ class Fast:
     product: Product | Dense
     exact: bool
     group: tuple[Group, int] | None = None
+
+    def large_part(self, spec: Spec) -> str | None:
+        """Return the name of the stored part that this can make again, if any."""
+        return large_part(spec, self.product)
+
+    def rebuilt(self, spec: Spec) -> dict[str, Tensor]:
+        """Return that part, by its name, bit for bit as it was stored."""
+        assert isinstance(self.product, Matrix)
+        return rebuilt(self.product, spec)
 
     def fits(self, x: Tensor, bias: Tensor | None) -> bool:
         """Whether this can stand in for a layer: on the CPU, and nobody wants gradients."""

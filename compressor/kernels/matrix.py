@@ -93,7 +93,7 @@ class Matrix:
             found = native()
             assert found is not None
             found.module.linear(
-                *self._arguments(), x.data_ptr(), DTYPES[x.dtype], tokens, out.data_ptr(),
+                *self.arguments(), x.data_ptr(), DTYPES[x.dtype], tokens, out.data_ptr(),
                 0 if bias is None else bias.data_ptr(), int(exact), torch.get_num_threads(), LEVELS.index(level),
             )  # fmt: skip
         return out
@@ -105,10 +105,11 @@ class Matrix:
         found = native()
         assert found is not None
         out = torch.empty(self.m, self.n)
-        found.module.unpack(*self._arguments(), out.data_ptr(), torch.get_num_threads(), LEVELS.index(level))
+        found.module.unpack(*self.arguments(), out.data_ptr(), torch.get_num_threads(), LEVELS.index(level))
         return out.to(dtype)
 
-    def _arguments(self) -> tuple[int | float, ...]:
+    def arguments(self) -> tuple[int | float, ...]:
+        """Return how the kernels are told of a matrix."""
         extra = 0 if self.extra is None else self.extra.data_ptr()
         nbytes = self.data.numel() * self.data.element_size()
         return self.kind, self.m, self.n, self.kb, self.factor, self.data.data_ptr(), nbytes, extra

@@ -64,6 +64,7 @@ def accelerate(model: nn.Module, way: str | None = None) -> Accelerated:
             packed.fast = make_fast(packed.parts, packed.spec, way, packed.compute_dtype)
             layers[packed.fast.rung if packed.fast else "packed"] += 1
             if packed.fast is not None:
+                packed.release()
                 made[module] = packed.fast
                 if packed.fast.reason:
                     reasons[packed.fast.reason] += 1

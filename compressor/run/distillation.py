@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compressor.engine.distill import Course, Distilled, distill
-from compressor.engine.journal import JOURNAL
+from compressor.engine.journal import read_journal
 from compressor.engine.lora import add_lora
 from compressor.engine.output import working_folder
 from compressor.engine.processes import make_accelerator
@@ -22,6 +21,7 @@ from compressor.run.linear_models import load_dense, trained_tensors
 from compressor.run.linear_target import target_of
 from compressor.run.plan import Plan
 from compressor.run.progress import quiet
+from compressor.run.rounds import help_teaching
 from compressor.run.session import Options
 
 CHECKPOINT = "distill.pt"
@@ -79,16 +79,18 @@ def train_student(
 
 
 def assist(plan: Plan, model: str, options: Options) -> None:
-    """What every process but the first does: wait until the blocks have learnt, and train the whole model with it."""
+    """What every process but the first does: teach its share of the blocks, and train the whole model with all."""
     settings = plan.recipe.stages[0].settings
     assert isinstance(settings, LinearizeSettings)
-    if settings.trained == "none":
-        return
     accelerator = make_accelerator(plan.device)
     inputs = load_inputs(plan, model, options.trust_remote_code, quiet())
-    accelerator.wait_for_everyone()
     work = working_folder(options.output)
-    facts = json.loads((work / JOURNAL).read_text())["facts"]
+    accelerator.wait_for_everyone()  # the journal is open
+    help_teaching(plan, inputs, work, accelerator)
+    if settings.trained == "none":
+        return
+    accelerator.wait_for_everyone()  # layers are chosen
+    facts = read_journal(work).facts
     if "distilled" not in facts:
         assert inputs.calibration is not None
         layers = [layer for layer in range(len(plan.skeleton.blocks)) if layer not in facts["kept"]]

@@ -21,7 +21,7 @@ from compressor.errors import UserError
 from compressor.hf.linear_attention import LinearAttention
 from compressor.hf.linearized import attention_of
 from compressor.mixers.spec import MixerSpec
-from compressor.run import linearize
+from compressor.run import rounds
 from compressor.run.keep import choose, score_layers
 from compressor.run.stream import foresee
 
@@ -105,7 +105,7 @@ def test_killed_in_both_stages_it_ends_with_the_same_bytes(
     wanted = recipe(calibration, {"select": "error"})
     whole = tiny_models.run_recipe(wanted, source, tmp_path / "whole")
     monkeypatch.setattr(distilling, "SAVE_EVERY", 0.0)
-    transfer, step, calls = linearize.transfer_block, distilling._step, {"transfer": 0, "step": 0}
+    transfer, step, calls = rounds.transfer_block, distilling._step, {"transfer": 0, "step": 0}
 
     def dying(what: str, plain: Any, fatal: int) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -116,7 +116,7 @@ def test_killed_in_both_stages_it_ends_with_the_same_bytes(
 
         return call
 
-    monkeypatch.setattr(linearize, "transfer_block", dying("transfer", transfer, 2))
+    monkeypatch.setattr(rounds, "transfer_block", dying("transfer", transfer, 2))
     monkeypatch.setattr(distilling, "_step", dying("step", step, 4))
     for _ in range(2):
         with pytest.raises(Killed):

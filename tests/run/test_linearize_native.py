@@ -168,7 +168,7 @@ def test_killed_in_both_stages_it_ends_with_the_same_bytes(
     wanted = recipe(calibration, method, {"select": "error", "train": train, "full_rate": 1e-3})
     whole = tiny_models.run_recipe(wanted, sources[method], tmp_path / "whole")
     monkeypatch.setattr(distilling, "SAVE_EVERY", 0.0)
-    transfer, step, calls = linearize.transfer_block, distilling._step, {"transfer": 0, "step": 0}
+    transfer, step, calls = rounds.transfer_block, distilling._step, {"transfer": 0, "step": 0}
 
     def dying(what: str, plain: Any, fatal: int) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -179,7 +179,7 @@ def test_killed_in_both_stages_it_ends_with_the_same_bytes(
 
         return call
 
-    monkeypatch.setattr(linearize, "transfer_block", dying("transfer", transfer, 2))
+    monkeypatch.setattr(rounds, "transfer_block", dying("transfer", transfer, 2))
     monkeypatch.setattr(distilling, "_step", dying("step", step, 4))
     for _ in range(2):
         with pytest.raises(Killed):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from compressor.engine.sharding import unseen
 from compressor.errors import UserError
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -45,7 +46,8 @@ def make_accelerator(device: torch.device) -> Any:
 
     waiting = InitProcessGroupKwargs(timeout=timedelta(days=30))
     on_cpu = device.type == "cpu"
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16", kwargs_handlers=[waiting])
+    with unseen():
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16", kwargs_handlers=[waiting])
     if accelerator.num_processes != world_size():
         raise UserError(
             f"{world_size()} processes were started, but accelerate sees {accelerator.num_processes} on this device",

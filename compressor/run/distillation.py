@@ -15,6 +15,7 @@ from compressor.engine.journal import read_journal
 from compressor.engine.lora import add_lora
 from compressor.engine.output import working_folder
 from compressor.engine.processes import make_accelerator
+from compressor.engine.sharding import shard, sharding_asked, unseen
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.run.inputs import load_inputs
 from compressor.run.linear_models import load_dense, trained_tensors
@@ -63,14 +64,19 @@ def train_student(
     settings, seed = stage.settings, plan.recipe.calibration.seed
     assert isinstance(settings, LinearizeSettings)
     low_rank = settings.trained == "lora"
-    dense = load_dense(plan.skeleton, torch.float32, accelerator.device, trust_remote_code=options.trust_remote_code)
+    sharded = sharding_asked()
+    device = torch.device("cpu") if sharded else accelerator.device  # sharding moves block by block
     target = target_of(stage, plan.skeleton)
-    student = target.student(dense, layers, work, share=low_rank)
+    with unseen():
+        dense = load_dense(plan.skeleton, torch.float32, device, trust_remote_code=options.trust_remote_code)
+        student = target.student(dense, layers, work, share=low_rank)
     updates = add_lora(student, target.updated(student, layers), settings.rank, seed) if low_rank else {}
     if settings.gradient_checkpointing:
         older = not hasattr(student, "activation_checkpointing_enable")  # transformers before 5.23
         enable = student.gradient_checkpointing_enable if older else student.activation_checkpointing_enable
         enable()
+    for model in (dense, student) if sharded else ():
+        shard(model, plan.skeleton.block_names, accelerator.device)
     with torch.enable_grad():
         course = course_of(settings, seed)
         found = distill(dense, student, ids, course, accelerator, work / CHECKPOINT, tick, target.kind)

@@ -24,7 +24,7 @@ from compressor.errors import UserError
 from compressor.hf.linearized import attention_of
 from compressor.hf.native import native_block, native_config, native_outer
 from compressor.methods.linearize_native import GdnSettings, Mamba2Settings
-from compressor.run import linear_report, linearize
+from compressor.run import linear_report, rounds
 from compressor.run.keep import score_layers
 from compressor.run.linear_plan import linear_advice
 from compressor.run.proof import ProofSizes, prove

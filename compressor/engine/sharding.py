@@ -56,7 +56,7 @@ def shard(model: nn.Module, blocks: Sequence[str], device: torch.device) -> None
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for path in blocks:
         fully_shard(model.get_submodule(path), mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # else a teacher's embeddings and head would stay whole
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compressor.engine.sharding import unseen
+from compressor.engine.sharding import sharding_asked, unseen
 from compressor.errors import UserError
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -39,11 +39,13 @@ def make_accelerator(device: torch.device) -> Any:
     Processes that only help wait while the first one works alone, which may take days.
 
     Raises:
-        UserError: accelerate does not see the processes that the launcher has started.
+        UserError: accelerate does not see the processes that the launcher has started, or models are to be sharded in a
+            way that we cannot.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
+    sharding_asked()  # what stands against it is told before the work
     waiting = InitProcessGroupKwargs(timeout=timedelta(days=30))
     on_cpu = device.type == "cpu"
     with unseen():

@@ -64,7 +64,7 @@ def train_student(
     settings, seed = stage.settings, plan.recipe.calibration.seed
     assert isinstance(settings, LinearizeSettings)
     low_rank = settings.trained == "lora"
-    sharded = sharding_asked()
+    sharded = sharding_asked() and accelerator.num_processes > 1
     device = torch.device("cpu") if sharded else accelerator.device  # sharding moves block by block
     target = target_of(stage, plan.skeleton)
     with unseen():

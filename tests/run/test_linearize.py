@@ -134,10 +134,11 @@ def test_two_processes_train_what_one_trains(source: Path, calibration: Path, tm
     alone = tiny_models.run_recipe(wanted, source, tmp_path / "one")
     flags = ["--window", "6", "--sinks", "2", "--tokens", str(8 * TOKENS), "--train", "full", "--full-rate", "1e-3"]
     text = ["--calibration", str(calibration), "--nsamples", "16", "--seqlen", str(tiny_models.LENGTH)]
-    # accelerate launch --cpu starts one process only, unless there is MPI
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "compressor.cli.app", "linearize", str(source), "-o", str(tmp_path / "two"),
-               *flags, "--keep-layers", "1", *text, "--eval", "none", "--no-verify", "-q"]  # fmt: skip
+    # with --cpu it would start one process only, unless there is MPI
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+               "--main_process_port", "0", "-m",
+               "compressor.cli.app", "linearize", str(source), "-o", str(tmp_path / "two"), *flags,
+               "--keep-layers", "1", *text, "--eval", "none", "--no-verify", "-q"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -194,7 +194,7 @@ rounds.transfer_block = failing
             for number in range(3)
         ]
         try:
-            return [(process.wait(120), process.stderr.read().decode()) for process in running if process.stderr]
+            return [(process.wait(240), process.stderr.read().decode()) for process in running if process.stderr]
         finally:
             for process in running:
                 process.kill()

@@ -65,7 +65,7 @@ def school_of(plan: Plan, runner: BlockRunner, work: Path) -> School:
 
 
 def rounds(blocks: Iterable[int], kept: Container[int], processes: int) -> Iterator[Round]:
-    """Part the blocks into rounds of at most one block to teach for each process, the first process before all others."""
+    """Part the blocks into rounds of at most one block to teach for each process, first processes first."""
     part: Round = []
     taken = 0
     for block in blocks:

@@ -2,7 +2,7 @@
 
 KL divergence to the dense model's distribution, averaged over tokens, and a little cross entropy to the text itself.
 Parameters that are trained are fp32 masters; on accelerators products are computed in bf16. Runs in one process, or in
-as many as ``accelerate launch`` starts: a step is the same windows either way, shared out."""
+as many as ``accelerate launch`` starts: a step is the same windows either way, shared out. Models may be sharded."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from compressor.engine.lora import LoraLinear
 from compressor.engine.schedule import Order, cosine
+from compressor.engine.sharding import is_sharded, load_optimizer, optimizer_state, part_of, whole
 from compressor.errors import UserError
 
 LOGITS_AT_ONCE = 1 << 23
@@ -126,7 +127,7 @@ def distill(
     """Train ``student`` in place.
 
     Args:
-        dense: the model to learn from, on the device of the process.
+        dense: the model to learn from, on the device of the process; sharded where ``student`` is.
         ids: (windows, length) int64.
         accelerator: of accelerate.
         checkpoint: file that the run can go on from; written by the first process.
@@ -143,20 +144,22 @@ def distill(
     groups = trainable(student, course, kind)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     student.train()
-    model, optimizer = accelerator.prepare(student, optimizer)
+    sharded = is_sharded(student)
+    model, optimizer = (student, optimizer) if sharded else accelerator.prepare(student, optimizer)
     steps = max(1, round(course.tokens / (course.batch * ids.shape[1])))
     curve, first, sums = _resume(checkpoint, student, optimizer)
     order, saved = Order(len(ids), course.seed), time.monotonic()
     for step in range(first, steps):
         chosen = order.take(step * course.batch + rank * own, own)
         found = _step(dense, model, ids[chosen], course, accelerator)
-        found = accelerator.reduce(found, "sum") / course.batch / ids.shape[1]
+        due = accelerator.is_main_process and (step + 1 == steps or time.monotonic() - saved > SAVE_EVERY)
+        found = accelerator.reduce(torch.cat([found, found.new_tensor([due])]), "sum")
         accelerator.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * cosine(step, steps)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        kl, ce = found.tolist()
+        kl, ce = (found[:2] / course.batch / ids.shape[1]).tolist()
         if not kl < float("inf"):
             raise UserError(f"distillation does not stay finite (step {step + 1} of {steps})", fix="lower the rates")
         sums = [*sums, (kl, ce)]
@@ -164,8 +167,8 @@ def distill(
             means = [sum(column) / len(sums) for column in zip(*sums, strict=True)]
             curve, sums = [*curve, ((step + 1) * course.batch * ids.shape[1], means[0], means[1])], []
         tick(step + 1, steps, kl)
-        if accelerator.is_main_process and (step + 1 == steps or time.monotonic() - saved > SAVE_EVERY):
-            _save(checkpoint, student, optimizer, curve, step + 1, sums)
+        if found[2] and (accelerator.is_main_process or sharded):
+            _save(checkpoint, student, optimizer, curve, step + 1, sums, write=accelerator.is_main_process)
             saved = time.monotonic()
     student.eval()
     return Distilled(curve, first)
@@ -207,14 +210,19 @@ def _save(
     curve: list[tuple[int, float, float]],
     step: int,
     sums: list[tuple[float, float]],
+    *,
+    write: bool,
 ) -> None:
+    """Save where training stands. Processes that hold parts of the model all call this, and one of them writes."""
     state = {
         "step": step,
         "curve": curve,
         "sums": sums,
-        "weights": {name: p.detach().cpu() for name, p in _trained(student).items()},
-        "optimizer": optimizer.state_dict(),
+        "weights": {name: whole(p.detach()).cpu() for name, p in _trained(student).items()},
+        "optimizer": optimizer_state(optimizer),
     }
+    if not write:
+        return
     temporary = file.with_name(file.name + ".tmp")
     torch.save(state, temporary)
     temporary.replace(file)
@@ -229,6 +237,6 @@ def _resume(
     state = torch.load(file, map_location="cpu", weights_only=True)
     with torch.no_grad():
         for name, parameter in _trained(student).items():
-            parameter.copy_(state["weights"][name])
-    optimizer.load_state_dict(state["optimizer"])
+            parameter.copy_(part_of(state["weights"][name], parameter))
+    load_optimizer(optimizer, state["optimizer"])
     return [tuple(entry) for entry in state["curve"]], state["step"], [tuple(pair) for pair in state["sums"]]

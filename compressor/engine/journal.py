@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,10 +64,15 @@ class Journal:
 
     def finish_block(self, record: dict[str, Any], states: dict[str, Tensor]) -> None:
         """Record a block whose shard has been written."""
-        self.save_states(len(self.blocks) + 1, states)
-        self.blocks.append(record)
+        self.finish_blocks([record], states)
+
+    def finish_blocks(self, records: Sequence[dict[str, Any]], states: dict[str, Tensor]) -> None:
+        """Record the next blocks, whose files have been written; ``states`` are those behind the last of them."""
+        before = self.states_file(len(self.blocks))
+        self.save_states(len(self.blocks) + len(records), states)
+        self.blocks.extend(records)
         self.write()
-        self.states_file(len(self.blocks) - 1).unlink(missing_ok=True)
+        before.unlink(missing_ok=True)
 
 
 def open_journal(folder: Path, fingerprint: dict[str, Any]) -> Journal:
@@ -95,6 +100,12 @@ def open_journal(folder: Path, fingerprint: dict[str, Any]) -> Journal:
         )
     journal.write()
     return journal
+
+
+def read_journal(folder: Path) -> Journal:
+    """The journal that another process holds open, as it is now."""
+    content = json.loads((folder / JOURNAL).read_text())
+    return Journal(folder, content["fingerprint"], content["facts"], content["blocks"], content["interruptions"])
 
 
 def _changes(old: Any, new: Any, path: str = "") -> Iterator[str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from compressor.engine.sharding import whole
+
 ALPHA = 2.0
 """alpha / r: LoLCATs, Lizard and others take alpha = 2 r."""
 
@@ -26,8 +28,9 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The matrix that it stands for, in fp32; not differentiable."""
-        return self.base.weight.detach().float() + ALPHA * (self.lora_b @ self.lora_a).detach()
+        """The matrix that it stands for, whole, in fp32; not differentiable."""
+        base, a, b = (whole(tensor.detach()) for tensor in (self.base.weight, self.lora_a, self.lora_b))
+        return base.float() + ALPHA * (b @ a)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both."""

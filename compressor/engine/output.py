@@ -19,7 +19,7 @@ from compressor.errors import UserError
 
 ONE_FILE = 1 << 30  # bytes; smaller checkpoints end up in a single model.safetensors
 WORKING_FILES = (
-    r"survey-\d+|learning|(journal\.json|(states|mixer)-\d+\.safetensors|trained\.safetensors|distill\.pt)(\.tmp)?"
+    r"survey-\d+|learning|(journal\.json|(states|mixer)-\d+\.safetensors|mixer-\d+\.json|trained\.safetensors|distill\.pt)(\.tmp)?"
     r"|lock|model|replaced"
 )
 OURS = "report.json"  # a folder with this file was written by compressor

@@ -158,10 +158,18 @@ def student_layer(source: Any, layer: int, attention: nn.Module) -> nn.Module:
 
 def hold(layer: nn.Module) -> None:
     """Let the slice of a layer's ``in_proj.bias`` that leads into the convolution have no gradient from now on."""
-    bias, inner = layer.get_parameter("in_proj.bias"), len(layer.get_parameter("norm.weight"))
-    free = torch.ones_like(bias)
+    inner = len(layer.get_parameter("norm.weight"))
+    free = torch.ones_like(layer.get_parameter("in_proj.bias"), requires_grad=False)
     free[inner : 4 * inner] = 0
-    bias.register_hook(lambda gradient: gradient * free.to(gradient))  # type: ignore[no-untyped-call]
+    held: list[Tensor] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        bias = module.get_parameter("bias")  # another one than today's where the model is sharded later
+        if bias.requires_grad and not any(bias is known for known in held):
+            held.append(bias)
+            bias.register_hook(lambda gradient: gradient * free.to(gradient))  # type: ignore[no-untyped-call]
+
+    layer.get_submodule("in_proj").register_forward_pre_hook(before)
 
 
 def _start(source: Any, attention: nn.Module) -> dict[str, Tensor]:

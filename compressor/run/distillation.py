@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,16 +11,18 @@ import torch
 from torch import Tensor
 
 from compressor.engine.distill import Course, Distilled, distill
-from compressor.engine.journal import JOURNAL
+from compressor.engine.journal import read_journal
 from compressor.engine.lora import add_lora
 from compressor.engine.output import working_folder
 from compressor.engine.processes import make_accelerator
+from compressor.engine.sharding import shard, sharding_asked, unseen
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.run.inputs import load_inputs
 from compressor.run.linear_models import load_dense, trained_tensors
 from compressor.run.linear_target import target_of
 from compressor.run.plan import Plan
 from compressor.run.progress import quiet
+from compressor.run.rounds import help_teaching
 from compressor.run.session import Options
 
 CHECKPOINT = "distill.pt"
@@ -63,14 +64,19 @@ def train_student(
     settings, seed = stage.settings, plan.recipe.calibration.seed
     assert isinstance(settings, LinearizeSettings)
     low_rank = settings.trained == "lora"
-    dense = load_dense(plan.skeleton, torch.float32, accelerator.device, trust_remote_code=options.trust_remote_code)
+    sharded = sharding_asked() and accelerator.num_processes > 1
+    device = torch.device("cpu") if sharded else accelerator.device  # sharding moves block by block
     target = target_of(stage, plan.skeleton)
-    student = target.student(dense, layers, work, share=low_rank)
+    with unseen():
+        dense = load_dense(plan.skeleton, torch.float32, device, trust_remote_code=options.trust_remote_code)
+        student = target.student(dense, layers, work, share=low_rank)
     updates = add_lora(student, target.updated(student, layers), settings.rank, seed) if low_rank else {}
     if settings.gradient_checkpointing:
         older = not hasattr(student, "activation_checkpointing_enable")  # transformers before 5.23
         enable = student.gradient_checkpointing_enable if older else student.activation_checkpointing_enable
         enable()
+    for model in (dense, student) if sharded else ():
+        shard(model, plan.skeleton.block_names, accelerator.device)
     with torch.enable_grad():
         course = course_of(settings, seed)
         found = distill(dense, student, ids, course, accelerator, work / CHECKPOINT, tick, target.kind)
@@ -79,16 +85,18 @@ def train_student(
 
 
 def assist(plan: Plan, model: str, options: Options) -> None:
-    """What every process but the first does: wait until the blocks have learnt, and train the whole model with it."""
+    """What every process but the first does: teach its share of the blocks, and train the whole model with all."""
     settings = plan.recipe.stages[0].settings
     assert isinstance(settings, LinearizeSettings)
-    if settings.trained == "none":
-        return
     accelerator = make_accelerator(plan.device)
     inputs = load_inputs(plan, model, options.trust_remote_code, quiet())
-    accelerator.wait_for_everyone()
     work = working_folder(options.output)
-    facts = json.loads((work / JOURNAL).read_text())["facts"]
+    accelerator.wait_for_everyone()  # the journal is open
+    help_teaching(plan, inputs, work, accelerator)
+    if settings.trained == "none":
+        return
+    accelerator.wait_for_everyone()  # layers are chosen
+    facts = read_journal(work).facts
     if "distilled" not in facts:
         assert inputs.calibration is not None
         layers = [layer for layer in range(len(plan.skeleton.blocks)) if layer not in facts["kept"]]

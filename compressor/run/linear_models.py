@@ -10,6 +10,7 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from compressor.engine.lora import LoraLinear
+from compressor.engine.sharding import whole
 from compressor.engine.skeleton import Skeleton
 from compressor.hf.linearized import CONFIG_KEY, attention_of
 from compressor.hf.loading import packed_config_class, packed_model_class
@@ -65,9 +66,11 @@ def attention_linears(model: Any, blocks: Sequence[str]) -> list[str]:
 
 
 def trained_tensors(student: Any, updates: Mapping[str, LoraLinear]) -> dict[str, Tensor]:
-    """What training has changed, by module tensor name: updates are merged into their matrices."""
+    """What training has changed, by module tensor name: updates are merged into their matrices.
+
+    Every process must ask for it where the model is sharded."""
     tensors: dict[str, Tensor] = {f"{path}.weight": update.weight.cpu() for path, update in updates.items()}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad and ".lora_" not in name:
-            tensors[name] = parameter.detach().cpu()
+            tensors[name] = whole(parameter.detach()).cpu()
     return tensors

@@ -17,10 +17,9 @@ from compressor.engine.checkpoint import open_checkpoint
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.engine.journal import write_atomically
 from compressor.engine.output import copy_companions, finish_shards, write_shard
-from compressor.engine.processes import make_accelerator
+from compressor.engine.processes import make_accelerator, together
 from compressor.engine.skeleton import build_skeleton
 from compressor.engine.tensorfile import Layout, layout_of, read_header, read_tensor, write_file
-from compressor.engine.transfer import Lesson, transfer_block
 from compressor.hf.linearized import attention_of
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.report.schema import Report
@@ -31,7 +30,8 @@ from compressor.run.keep import choose, score_layers
 from compressor.run.linear_plan import kept_count
 from compressor.run.linear_report import linearization, proved
 from compressor.run.linear_target import Target, target_of
-from compressor.run.mixer_files import read_mixer, write_mixer
+from compressor.run.mixer_files import read_mixer, read_record
+from compressor.run.rounds import STREAM, rounds, school_of, teach, tick_of
 from compressor.run.session import Run
 from compressor.run.transform import open_block
 from compressor.run.verify import Verifier
@@ -50,14 +50,15 @@ def linearize(run: Run, started: str, began: float, warnings: list[str]) -> Repo
         UserError: an attention that cannot be linearized, training that diverges, or a result that does not reload.
     """
     warnings = warnings + repeated(run)
-    accelerator = None if _settings(run).trained == "none" else make_accelerator(run.plan.device)
+    accelerator = make_accelerator(run.plan.device)
+    accelerator.wait_for_everyone()  # those that help read the journal now
     verifier = Verifier(run.recipe, run.folder, run.plan) if run.recipe.verify else None
     try:
         since = time.perf_counter()
         run.runner.load_outer()
         run.streams = _start(run)
         run.timed("embedding the token windows", since)
-        _transfer(run)
+        _transfer(run, accelerator)
         layers = _choose(run)
         _distill(run, layers, accelerator)
         return _finish(run, layers, verifier, started, began, warnings)
@@ -92,7 +93,7 @@ def _target(run: Run) -> Target:
 def _start(run: Run) -> dict[str, Stream]:
     """One stream of training windows, one of evaluation windows; both go through the dense model."""
     assert run.inputs.calibration is not None  # such a stage needs data
-    streams = {"stage 0": run.runner.start(run.inputs.calibration.ids)}
+    streams = {STREAM: run.runner.start(run.inputs.calibration.ids)}
     if run.inputs.texts is not None:
         streams["dense"] = run.runner.start(run.inputs.texts.ids)
     if run.journal.blocks:
@@ -103,43 +104,28 @@ def _start(run: Run) -> dict[str, Stream]:
     return streams
 
 
-def _transfer(run: Run) -> None:
-    """Stage 1: every block's memory learns by itself; the journal remembers each."""
-    settings, students = _settings(run), _target(run).students
-    rate = settings.transfer_rate(run.skeleton.config.get_text_config().hidden_size)
-    lesson = Lesson(
-        settings.stages[0], settings.batch, rate, settings.gate_rate, settings.memory_alone,
-        run.recipe.calibration.seed,
-    )  # fmt: skip
-    kept = set(settings.keep_layers)
-    with run.voice.progress(run.blocks * lesson.tokens, done=len(run.journal.blocks) * lesson.tokens) as ticker:
-        for block in range(len(run.journal.blocks), run.blocks):
-            run.runner.load_block(block)
-            work = open_block(run.skeleton, [linear for linear in run.skeleton.linears if linear.block == block])
-            record: dict[str, Any] = {"layers": list(work.layers.values()), "experts": [], "baseline": None}
-            since, done = time.perf_counter(), 0
-            if block not in kept:
+def _transfer(run: Run, accelerator: Any) -> None:
+    """Stage 1: every block's memory learns by itself, with every process there is; the journal remembers each round."""
+    school, journal, done = school_of(run.plan, run.runner, run.journal.folder), run.journal, len(run.journal.blocks)
+    tokens = school.lesson.tokens
+    with run.voice.progress(run.blocks * tokens, done=done * tokens) as ticker:
+        for part in rounds(range(done, run.blocks), school.kept, accelerator.num_processes):
+            since, records = time.perf_counter(), list[dict[str, Any]]()
 
-                def tick(tokens: int, error: float, block: int = block, since: float = since) -> None:
-                    nonlocal done
-                    speed = tokens / (time.perf_counter() - since)
-                    ticker.now(f"block {block + 1}: relative error {error:.3g}, {speed:.0f} tokens/s")
-                    ticker.advance(tokens - done)
-                    done = tokens
+            def visit(block: int, records: list[dict[str, Any]] = records) -> None:
+                work = open_block(run.skeleton, [linear for linear in run.skeleton.linears if linear.block == block])
+                records.append({"layers": list(work.layers.values()), "experts": [], "baseline": None})
 
-                got = transfer_block(run.runner, block, run.streams["stage 0"], students, lesson, tick)
-                write_mixer(run.journal.folder, block, got.tensors)
-                record["transfer"] = {
-                    "before": got.before, "after": got.after, "memory": got.memory, "window": got.window,
-                    "curve": got.curve,
-                }  # fmt: skip
-                run.voice.detail(f"block {block + 1}: relative error {got.before:.3g} -> {got.after:.3g}")
+            tick = tick_of(part, ticker)
+            with together(accelerator):
+                teach(part, 0, school, run.streams.values(), run.streams[STREAM], tick, visit)
+            for record, (block, owner) in zip(records, part, strict=True):
+                if owner is not None:
+                    found = record["transfer"] = read_record(journal.folder, block)
+                    run.voice.detail(f"block {block + 1}: relative error {found['before']:.3g} -> {found['after']:.3g}")
             run.timed("attention transfer", since)
-            for stream in run.streams.values():
-                run.runner.step(block, stream)
-            run.runner.release_block(block)
-            run.journal.finish_block(record, {name: stream.states for name, stream in run.streams.items()})
-            ticker.advance(lesson.tokens - done)
+            journal.finish_blocks(records, {name: stream.states for name, stream in run.streams.items()})
+            ticker.reach(len(journal.blocks) * tokens)
 
 
 def _choose(run: Run) -> list[int]:
@@ -181,7 +167,7 @@ def _scores(run: Run, settings: LinearizeSettings) -> list[float]:
 def _distill(run: Run, layers: list[int], accelerator: Any) -> None:
     """Stages 2 and 3: the model as a whole, with every process there is; leaves the trained tensors in a file."""
     settings, folder, since = _settings(run), run.journal.folder, time.perf_counter()
-    if accelerator is None:
+    if settings.trained == "none":
         return
     finished = "distilled" in run.journal.facts
     if _target(run).trains_written and not finished:

@@ -454,3 +454,18 @@ def test_old_notations_of_positions_are_read() -> None:
     assert (positions["rope_type"], positions["rope_theta"], positions["factor"]) == ("linear", 5e5, 2.0)
     assert written["num_key_value_heads"] == 4 and "head_dim" not in written
     assert source_config(written).layer_types == ["full_attention", "linear_attention"]
+
+
+def test_what_is_held_stays_held_in_another_parameter() -> None:
+    """Sharding puts new parameters in the place of those that were there."""
+    model = tiny_models.random_model("qwen2")
+    attention = model.model.layers[0].self_attn
+    layer: Any = student_layer(config_of(model), "mamba2", 0, attention)
+    inner = len(layer.norm.weight)
+    for _ in range(2):
+        layer.in_proj.bias = nn.Parameter(layer.in_proj.bias.detach().clone())
+        layer.zero_grad()
+        for _ in range(2):
+            layer(torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+        gradient = layer.in_proj.bias.grad
+        assert not gradient[inner : 4 * inner].any() and bool((gradient[:inner] != 0).any())

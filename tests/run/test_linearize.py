@@ -21,7 +21,7 @@ from compressor.errors import UserError
 from compressor.hf.linear_attention import LinearAttention
 from compressor.hf.linearized import attention_of
 from compressor.mixers.spec import MixerSpec
-from compressor.run import linearize
+from compressor.run import rounds
 from compressor.run.keep import choose, score_layers
 from compressor.run.stream import foresee
 
@@ -105,7 +105,7 @@ def test_killed_in_both_stages_it_ends_with_the_same_bytes(
     wanted = recipe(calibration, {"select": "error"})
     whole = tiny_models.run_recipe(wanted, source, tmp_path / "whole")
     monkeypatch.setattr(distilling, "SAVE_EVERY", 0.0)
-    transfer, step, calls = linearize.transfer_block, distilling._step, {"transfer": 0, "step": 0}
+    transfer, step, calls = rounds.transfer_block, distilling._step, {"transfer": 0, "step": 0}
 
     def dying(what: str, plain: Any, fatal: int) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -116,7 +116,7 @@ def test_killed_in_both_stages_it_ends_with_the_same_bytes(
 
         return call
 
-    monkeypatch.setattr(linearize, "transfer_block", dying("transfer", transfer, 2))
+    monkeypatch.setattr(rounds, "transfer_block", dying("transfer", transfer, 2))
     monkeypatch.setattr(distilling, "_step", dying("step", step, 4))
     for _ in range(2):
         with pytest.raises(Killed):
@@ -134,10 +134,11 @@ def test_two_processes_train_what_one_trains(source: Path, calibration: Path, tm
     alone = tiny_models.run_recipe(wanted, source, tmp_path / "one")
     flags = ["--window", "6", "--sinks", "2", "--tokens", str(8 * TOKENS), "--train", "full", "--full-rate", "1e-3"]
     text = ["--calibration", str(calibration), "--nsamples", "16", "--seqlen", str(tiny_models.LENGTH)]
-    # accelerate launch --cpu starts one process only, unless there is MPI
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "compressor.cli.app", "linearize", str(source), "-o", str(tmp_path / "two"),
-               *flags, "--keep-layers", "1", *text, "--eval", "none", "--no-verify", "-q"]  # fmt: skip
+    # with --cpu it would start one process only, unless there is MPI
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+               "--main_process_port", "0", "-m",
+               "compressor.cli.app", "linearize", str(source), "-o", str(tmp_path / "two"), *flags,
+               "--keep-layers", "1", *text, "--eval", "none", "--no-verify", "-q"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -24,7 +24,7 @@ from compressor.errors import UserError
 from compressor.hf.linearized import attention_of
 from compressor.hf.native import native_block, native_config, native_outer
 from compressor.methods.linearize_native import GdnSettings, Mamba2Settings
-from compressor.run import linear_report, linearize
+from compressor.run import linear_report, rounds
 from compressor.run.keep import score_layers
 from compressor.run.linear_plan import linear_advice
 from compressor.run.proof import ProofSizes, prove
@@ -168,7 +168,7 @@ def test_killed_in_both_stages_it_ends_with_the_same_bytes(
     wanted = recipe(calibration, method, {"select": "error", "train": train, "full_rate": 1e-3})
     whole = tiny_models.run_recipe(wanted, sources[method], tmp_path / "whole")
     monkeypatch.setattr(distilling, "SAVE_EVERY", 0.0)
-    transfer, step, calls = linearize.transfer_block, distilling._step, {"transfer": 0, "step": 0}
+    transfer, step, calls = rounds.transfer_block, distilling._step, {"transfer": 0, "step": 0}
 
     def dying(what: str, plain: Any, fatal: int) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -179,7 +179,7 @@ def test_killed_in_both_stages_it_ends_with_the_same_bytes(
 
         return call
 
-    monkeypatch.setattr(linearize, "transfer_block", dying("transfer", transfer, 2))
+    monkeypatch.setattr(rounds, "transfer_block", dying("transfer", transfer, 2))
     monkeypatch.setattr(distilling, "_step", dying("step", step, 4))
     for _ in range(2):
         with pytest.raises(Killed):

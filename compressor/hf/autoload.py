@@ -35,6 +35,7 @@ class CompressorConfig:
         """Register everything, and return the configuration of the packed folder."""
         loading = importlib.import_module("compressor.hf.loading")
         loading.register()
+        importlib.import_module("compressor.hf.fast").register()
         return loading.CompressorConfig.from_dict(config_dict, **kwargs)
 
 

@@ -99,7 +99,6 @@ class CompressorQuantizer(HfQuantizer):  # type: ignore[misc]
                     module.check()
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from error
-        _accelerate(model)
         return model
 
     def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> PreTrainedModel:
@@ -111,15 +110,6 @@ class CompressorQuantizer(HfQuantizer):  # type: ignore[misc]
                 model.set_submodule(name, dense)
         _dequantize_embeddings(model, dtype)
         return model
-
-
-def _accelerate(model: PreTrainedModel) -> None:
-    """Use the kernels of the package, where it is installed: this file may be running as a folder's own code."""
-    try:
-        from compressor.kernels.model import accelerate
-    except ImportError:
-        return
-    accelerate(model)
 
 
 def _lend(model: PreTrainedModel, modules: dict[str, Spec]) -> None:

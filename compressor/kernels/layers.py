@@ -17,7 +17,7 @@ from compressor.kernels.matrix import DTYPES, Kind, Matrix
 from compressor.kernels.native import LEVELS
 from compressor.kernels.products import Product, Unsupported, make_product
 from compressor.kernels.rebuild import large_part, rebuilt
-from compressor.kernels.stock import Dense, make_stock
+from compressor.kernels.stock import Dense, Int4Pack, make_stock
 
 ACTIVATIONS = "COMPRESSOR_ACTIVATIONS"
 """Environment variable: ``int8`` (the default) or ``exact``."""
@@ -49,7 +49,7 @@ class Fast:
 
     rung: str
     reason: str
-    product: Product | Dense
+    product: Product | Dense | Int4Pack
     exact: bool
     group: tuple[Group, int] | None = None
 
@@ -100,7 +100,7 @@ class Group:
         """Return the product of the matrix in ``place`` with ``flat`` (tokens, n), the rows of ``x``."""
         version = None if x.is_inference() else x._version
         if self._input is not x or self._version != version or place not in self._waiting:
-            products = self.whole.product(flat, None, self.rung, self.exact).split(self.sizes, dim=1)
+            products = torch.split(self.whole.product(flat, None, self.rung, self.exact), self.sizes, dim=1)
             self._waiting = dict(enumerate(products))
             self._input, self._version = x, version
         found = self._waiting.pop(place)

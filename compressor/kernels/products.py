@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -82,10 +83,10 @@ class Scaled:
     def nbytes(self) -> int:
         """Bytes in memory."""
         extra = (self.scale, *(() if self.index is None else (self.index,)))
-        return self.matrix.nbytes + sum(part.numel() * part.element_size() for part in extra)
+        return int(self.matrix.nbytes) + sum(part.numel() * part.element_size() for part in extra)
 
 
-Product = Matrix | Chain | Added | Scaled
+Product: TypeAlias = "Matrix | Chain | Added | Scaled"
 
 
 def make_product(parts: Mapping[str, Tensor], spec: Spec, level: str) -> Product:

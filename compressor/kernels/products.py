@@ -83,7 +83,8 @@ class Scaled:
     def nbytes(self) -> int:
         """Bytes in memory."""
         extra = (self.scale, *(() if self.index is None else (self.index,)))
-        return int(self.matrix.nbytes) + sum(part.numel() * part.element_size() for part in extra)
+        total: int = self.matrix.nbytes
+        return total + sum(part.numel() * part.element_size() for part in extra)
 
 
 Product: TypeAlias = "Matrix | Chain | Added | Scaled"

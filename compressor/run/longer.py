@@ -71,9 +71,10 @@ def longer_violations(
             f"windows of {longer.seqlen} tokens do not fit the context of {name}, {context}; --long-seqlen {context}"
         )
     elif longer.seqlen <= seqlen:
+        most = min(4 * seqlen, context or 4 * seqlen)
         found.append(
             f"the third stage has windows of {longer.seqlen} tokens, no longer than those before it ({seqlen}); "
-            + ("a smaller --seqlen" if context is not None and context <= seqlen else f"--long-seqlen {4 * seqlen}")
+            + (f"--long-seqlen {most}" if most > seqlen else "a smaller --seqlen")
         )
     if longer.batch % (world := world_size()):
         found.append(

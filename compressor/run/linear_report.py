@@ -87,7 +87,7 @@ def _distillation(run: Run, fact: dict[str, Any] | None, settings: LinearizeSett
         return None
     teacher = "the teacher, beside the student"
     if settings.store_logits:
-        teacher = f"the teacher's {settings.top_k} largest predictions of each token, on disk"
+        teacher = f"the {settings.top_k} largest predictions of the teacher for each token, on disk"
     short, points = fact["short"], fact["curve"]
     return Distillation(
         trained=TRAINED[fact["trained"]],

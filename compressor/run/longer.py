@@ -103,15 +103,18 @@ def load_longer(longer: Longer, sources: Sequence[str], tokenizer: Any, seed: in
 
 
 def joined_texts(windows: TokenWindows) -> list[str]:
-    """Warnings for sources whose texts are so short that a long window holds several: nothing reaches across."""
+    """Warnings for sources whose texts are so short that a long window holds several: nothing reaches across.
+
+    Worse, a dense model that knows single texts predicts the second of two badly, and would be learnt from there.
+    """
     length = windows.ids.shape[1]
     found = []
     for source in windows.sources:
-        if source.get("sampling") == "concatenate" and source["documents"] * length > 2 * source["tokens"]:
+        if source.get("sampling") == "concatenate" and source["documents"] * length > source["tokens"]:
             mean = source["tokens"] // source["documents"]
             found.append(
                 f"third stage: texts of {source['name']} have about {mean:,} tokens, so that windows of {length:,} "
-                "hold several, and there is little to remember from one to the next: longer texts, or "
-                ":sampling=random-crop, which takes only texts that are long enough"
+                "hold several, where there is little to remember and the dense model may be no good teacher: give "
+                "longer texts, or :sampling=random-crop, which takes only those that are long enough"
             )
     return found

@@ -143,7 +143,7 @@ def test_a_run_from_disk_does_what_a_run_beside_the_model_does(
     windows = 16 * tiny_models.LENGTH + told.longer.windows * LONG
     assert stored_bytes(windows, 20, tiny_models.VOCABULARY) < told.stored_bytes
     assert beside.linearization.distillation.stored_bytes is None
-    assert "predictions of each token, on disk" in render_html(stored)
+    assert "predictions of the teacher for each token, on disk" in render_html(stored)
 
 
 def test_from_disk_the_model_is_not_held_beside_the_student(

@@ -111,13 +111,17 @@ class Plan:
         if any(isinstance(s.settings, SvdLlmSettings) and s.settings.surveyed for s in self.recipe.stages):
             hessians = max(_moment_bytes([x for x in self.skeleton.linears if x.block == b]) for b in blocks)
         widest = max(max(linear.shape) for linear in self.skeleton.linears)
-        activations = 6 * max(batch_tokens(self.device), self.seqlen, self.eval_seqlen) * widest * itemsize
+        stored = self.longer if self.longer and self.logits_bytes else None  # then long windows pass the dense model
+        lengths = (batch_tokens(self.device), self.seqlen, self.eval_seqlen, stored.seqlen if stored else 0)
+        activations = 6 * max(lengths) * widest * itemsize
         largest = max(prod(linear.shape) for linear in self.skeleton.linears)
         solver = 6 * 4 * largest if self.recipe.stages else 0
         data = hessians if self.recipe.needs_data else 0
         total: int = PROCESS_BYTES + outer + coded + block * (itemsize + 4) + data + activations + solver
         training = training_bytes(self.recipe.stages, self.skeleton)
-        return max(total + self.state_bytes + self.learned_bytes[0], PROCESS_BYTES + training)
+        width = self.skeleton.config.get_text_config().hidden_size * itemsize
+        states = self.state_bytes + (stored.windows * stored.seqlen * width if stored else 0)
+        return max(total + states + self.learned_bytes[0], PROCESS_BYTES + training)
 
     @property
     def learned_bytes(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from compressor.report.schema import Report
 from compressor.report.sentences import classes_told, headline
 from compressor.run.container import LOADS_WITH
 from compressor.run.linear_plan import linear_advice
+from compressor.run.longer import Longer
 from compressor.run.plan import Plan
 
 
@@ -46,6 +47,7 @@ def plan_json(plan: Plan, model: str) -> dict[str, Any]:
         "bits_per_weight_model": 8 * plan.tensor_bytes / skeleton.parameters(),
         "peak_memory_bytes": plan.memory_bytes,
         "disk_bytes": plan.disk_bytes,
+        "logits_bytes": plan.logits_bytes,
         "loads_with": list(LOADS_WITH[plan.container]),
         "carried_over": list(skeleton.extra),
         "advice": linear_advice(plan.recipe.stages, skeleton),
@@ -64,7 +66,7 @@ def print_plan(plan: Plan, model: str) -> None:
         shown = ", ".join(f"{key}={value}" for key, value in settings.items())
         console.print(Text.assemble((f"\nstage {number}: {stage.kind} {stage.name}", "bold"), f"  {shown}"))
         if isinstance(stage.settings, LinearizeSettings):
-            console.print(linear_words(stage.settings, facts["blocks"]))
+            console.print(linear_words(stage.settings, facts["blocks"], plan.longer))
             continue
         table = Table("linears", "count", "shape", "stored as", "bits per weight", box=None, header_style="dim")
         groups = Counter((linear.kind, linear.shape, _spec_text(plan, linear.name)) for linear in linears)
@@ -78,7 +80,8 @@ def print_plan(plan: Plan, model: str) -> None:
         "memory, estimated",
         f"{bytes_text(facts['peak_memory_bytes'])} at the peak, on {facts['device']} in {facts['dtype']}",
     )
-    table.add_row("disk while running", bytes_text(facts["disk_bytes"]))
+    stored = f", {bytes_text(plan.logits_bytes)} of it the dense model's predictions" if plan.logits_bytes else ""
+    table.add_row("disk while running", bytes_text(facts["disk_bytes"]) + stored)
     table.add_row(
         "calibration", f"{facts['calibration_tokens']:,} tokens" if facts["calibration_tokens"] else "none needed"
     )
@@ -93,7 +96,7 @@ def print_plan(plan: Plan, model: str) -> None:
         console.print(Text.assemble(("refused:", "red"), f" {violation}"))
 
 
-def linear_words(settings: LinearizeSettings, blocks: int) -> str:
+def linear_words(settings: LinearizeSettings, blocks: int, longer: Longer | None = None) -> str:
     """What a linearizing stage will do, in a sentence."""
     from compressor.run.linear_plan import kept_count
 
@@ -101,6 +104,8 @@ def linear_words(settings: LinearizeSettings, blocks: int) -> str:
     how = "as given" if settings.keep_layers else f"chosen by {settings.select}"
     transfer, distillation = settings.stages
     end = f", {distillation:,} end to end ({settings.trained})" if distillation else ""
+    if longer is not None:
+        end += f", {longer.tokens:,} more in windows of {longer.seqlen:,}"
     stay = f"{kept} of {blocks} layers stay softmax attention, {how}" if kept else f"all {blocks} layers are linearized"
     return f"{stay}; {transfer:,} tokens of attention transfer for each layer{end}"
 

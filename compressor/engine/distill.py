@@ -7,9 +7,10 @@ as many as ``accelerate launch`` starts: a step is the same windows either way, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from compressor.engine.lora import LoraLinear
 from compressor.engine.schedule import Order, cosine
 from compressor.engine.sharding import is_sharded, load_optimizer, optimizer_state, part_of, whole
+from compressor.engine.teacher_logits import TopLogits, largest
 from compressor.errors import UserError
 
 LOGITS_AT_ONCE = 1 << 23
@@ -31,14 +33,44 @@ Kind = Literal["old", "new", "gate"]
 SAVE_EVERY = 120.0
 """Seconds between two checkpoints."""
 
+Teacher = Callable[[Sequence[int], Tensor], Tensor | TopLogits]
+"""Numbers of windows and their ids (windows, length) -> what the dense model predicts: logits, or the largest."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A part of the course: windows of one length.
+
+    Attributes:
+        ids: (windows, length) int64.
+        teacher: knows what the dense model predicts for these windows.
+        tokens: to train on, in all, over all processes.
+        batch: windows in a step, over all processes.
+        pace: learning rates, as a share of the course's.
+    """
+
+    ids: Tensor
+    teacher: Teacher
+    tokens: int
+    batch: int
+    pace: float = 1.0
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens in a step."""
+        return self.batch * self.ids.shape[1]
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return max(1, round(self.tokens / self.step_tokens))
+
 
 @dataclass(frozen=True)
 class Course:
-    """How the model is trained.
+    """How the model is trained, whatever the windows.
 
     Attributes:
-        tokens: to train on, in all, over all processes.
-        batch: windows in a step, over all processes.
         rate: learning rate of low-rank updates, or of all weights that the dense model has too.
         new_rate: that of what is new in linearized layers, but for its decays.
         gate_rate: that of the decays.
@@ -47,8 +79,6 @@ class Course:
         seed: of the order of windows.
     """
 
-    tokens: int
-    batch: int
     rate: float
     new_rate: float
     gate_rate: float
@@ -64,23 +94,30 @@ class Distilled:
     Attributes:
         curve: (tokens trained on, mean KL, mean cross entropy since the last entry), nats per token.
         resumed: steps taken over from an interrupted run.
+        ends: tokens trained on at the end of each leg.
     """
 
     curve: list[tuple[int, float, float]]
     resumed: int
+    ends: list[int]
 
 
-def soft_loss(wanted: Tensor, given: Tensor, top_k: int) -> Tensor:
+def soft_loss(wanted: Tensor | TopLogits, given: Tensor, top_k: int) -> Tensor:
     """Sum over tokens of KL(dense || linearized), nats.
 
     Args:
-        wanted, given: logits (..., V).
+        wanted: logits (..., V), or the largest predictions.
+        given: logits (..., V).
         top_k: the V - top_k smallest of ``wanted`` count as one outcome; 0: every outcome counts.
     """
-    log_p, log_q = wanted.float().log_softmax(-1), given.float().log_softmax(-1)
-    if 0 < top_k < wanted.shape[-1]:
-        log_p, chosen = log_p.topk(top_k, -1)
-        log_q = log_q.gather(-1, chosen)
+    log_q = given.float().log_softmax(-1)
+    if isinstance(wanted, Tensor):
+        if not 0 < top_k < wanted.shape[-1]:
+            log_p = wanted.float().log_softmax(-1)
+            return (log_p.exp() * (log_p - log_q)).sum()
+        wanted = largest(wanted, top_k)
+    log_p, log_q = wanted.logs, log_q.gather(-1, wanted.chosen)
+    if log_p.shape[-1] < given.shape[-1]:
         log_p, log_q = (torch.cat([x, _rest(x)], -1) for x in (log_p, log_q))
     return (log_p.exp() * (log_p - log_q)).sum()
 
@@ -114,86 +151,98 @@ def trainable(student: nn.Module, course: Course, kind: Callable[[str], Kind]) -
     return [{"params": parameters, "lr": rate, "peak": rate} for rate, parameters in sorted(groups.items())]
 
 
+def asking(dense: Any, accelerator: Any) -> Teacher:
+    """The dense model itself as the teacher, on the device of the process."""
+
+    def predict(windows: Sequence[int], ids: Tensor) -> Tensor:
+        with torch.no_grad(), accelerator.autocast():
+            logits: Tensor = dense(input_ids=ids, use_cache=False).logits
+        return logits
+
+    return predict
+
+
 def distill(
-    dense: nn.Module,
     student: nn.Module,
-    ids: Tensor,
+    legs: Sequence[Leg],
     course: Course,
     accelerator: Any,
     checkpoint: Path,
-    tick: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    tick: Callable[[int, int, int, float], None] = lambda step, steps, tokens, loss: None,
     kind: Callable[[str], Kind] = own_kind,
 ) -> Distilled:
-    """Train ``student`` in place.
+    """Train ``student`` in place, on one leg of the course after the other.
+
+    The optimizer goes on from leg to leg, and so do its moments; rates rise and fall anew in each.
 
     Args:
-        dense: the model to learn from, on the device of the process; sharded where ``student`` is.
-        ids: (windows, length) int64.
         accelerator: of accelerate.
-        checkpoint: file that the run can go on from; written by the first process.
-        tick: told after every step.
+        checkpoint: file that the run can go on from, in whichever leg it was; written by the first process.
+        tick: told after every step its number, how many there are, the tokens so far, and its loss.
         kind: of a parameter of the student, by its name.
 
     Raises:
         UserError: windows cannot be shared out evenly, or training does not stay finite.
     """
     world, rank = accelerator.num_processes, accelerator.process_index
-    if course.batch % world:
-        raise UserError(f"steps of {course.batch} windows cannot be shared by {world} processes", fix="--batch")
-    own = course.batch // world
+    for leg in legs:
+        if leg.batch % world:
+            raise UserError(f"steps of {leg.batch} windows cannot be shared by {world} processes", fix="--batch")
     groups = trainable(student, course, kind)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     student.train()
     sharded = is_sharded(student)
     model, optimizer = (student, optimizer) if sharded else accelerator.prepare(student, optimizer)
-    steps = max(1, round(course.tokens / (course.batch * ids.shape[1])))
     curve, first, sums = _resume(checkpoint, student, optimizer)
-    order, saved = Order(len(ids), course.seed), time.monotonic()
-    for step in range(first, steps):
-        chosen = order.take(step * course.batch + rank * own, own)
-        found = _step(dense, model, ids[chosen], course, accelerator)
-        due = accelerator.is_main_process and (step + 1 == steps or time.monotonic() - saved > SAVE_EVERY)
-        found = accelerator.reduce(torch.cat([found, found.new_tensor([due])]), "sum")
-        accelerator.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * cosine(step, steps)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        kl, ce = (found[:2] / course.batch / ids.shape[1]).tolist()
-        if not kl < float("inf"):
-            raise UserError(f"distillation does not stay finite (step {step + 1} of {steps})", fix="lower the rates")
-        sums = [*sums, (kl, ce)]
-        if step + 1 == steps or (step + 1) % max(1, steps // 100) == 0:
-            means = [sum(column) / len(sums) for column in zip(*sums, strict=True)]
-            curve, sums = [*curve, ((step + 1) * course.batch * ids.shape[1], means[0], means[1])], []
-        tick(step + 1, steps, kl)
-        if found[2] and (accelerator.is_main_process or sharded):
-            _save(checkpoint, student, optimizer, curve, step + 1, sums, write=accelerator.is_main_process)
-            saved = time.monotonic()
+    steps, step, tokens, saved = sum(leg.steps for leg in legs), 0, 0, time.monotonic()
+    for number, leg in enumerate(legs):
+        order, own = Order(len(leg.ids), course.seed + number), leg.batch // world
+        for at in range(leg.steps):
+            step, tokens = step + 1, tokens + leg.step_tokens
+            if step <= first:
+                continue
+            last = at + 1 == leg.steps
+            found = _step(leg, model, order.take(at * leg.batch + rank * own, own), course, accelerator)
+            due = accelerator.is_main_process and (last or time.monotonic() - saved > SAVE_EVERY)
+            found = accelerator.reduce(torch.cat([found, found.new_tensor([due])]), "sum")
+            accelerator.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * leg.pace * cosine(at, leg.steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            kl, ce = (found[:2] / leg.step_tokens).tolist()
+            if not kl < float("inf"):
+                raise UserError(f"distillation does not stay finite (step {step} of {steps})", fix="lower the rates")
+            sums = [*sums, (kl, ce)]
+            if last or (at + 1) % max(1, leg.steps // 100) == 0:
+                means = [sum(column) / len(sums) for column in zip(*sums, strict=True)]
+                curve, sums = [*curve, (tokens, means[0], means[1])], []
+            tick(step, steps, tokens, kl)
+            if found[2] and (accelerator.is_main_process or sharded):
+                _save(checkpoint, student, optimizer, curve, step, sums, write=accelerator.is_main_process)
+                saved = time.monotonic()
     student.eval()
-    return Distilled(curve, first)
+    return Distilled(curve, first, list(accumulate(leg.steps * leg.step_tokens for leg in legs)))
 
 
-def _step(dense: Any, model: Any, ids: Tensor, course: Course, accelerator: Any) -> Tensor:
+def _step(leg: Leg, model: Any, windows: Sequence[int], course: Course, accelerator: Any) -> Tensor:
     """Forward and backward of this process's windows; sums of KL and cross entropy over their tokens, (2,)."""
     device = accelerator.device
-    vocabulary = dense.config.get_text_config().vocab_size
-    micro = max(1, LOGITS_AT_ONCE // (ids.shape[1] * vocabulary))
-    tokens = course.batch * ids.shape[1]
+    vocabulary = accelerator.unwrap_model(model).config.get_text_config().vocab_size
+    micro = max(1, LOGITS_AT_ONCE // (leg.ids.shape[1] * vocabulary))
     total = torch.zeros(2, device=device)
-    parts = torch.split(ids, micro)
-    for number, part in enumerate(parts):
-        part = part.to(device)
-        with torch.no_grad(), accelerator.autocast():
-            wanted = dense(input_ids=part, use_cache=False).logits
-        last = number == len(parts) - 1
+    for start in range(0, len(windows), micro):
+        chosen = windows[start : start + micro]
+        part = leg.ids[chosen].to(device)
+        wanted = leg.teacher(chosen, part)
+        last = start + micro >= len(windows)
         with accelerator.no_sync(model) if not last else nullcontext():
             with accelerator.autocast():
                 given = model(input_ids=part, use_cache=False).logits
             kl = soft_loss(wanted, given, course.top_k)
             ce = cross_entropy(given[:, :-1].float().flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
             # processes average their gradients, and each holds only its share of the step's tokens
-            loss = (kl + course.cross_entropy * ce) / tokens * accelerator.num_processes
+            loss = (kl + course.cross_entropy * ce) / leg.step_tokens * accelerator.num_processes
             accelerator.backward(loss)
         total += torch.stack([kl.detach(), ce.detach()])
     return total

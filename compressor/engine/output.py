@@ -19,8 +19,8 @@ from compressor.errors import UserError
 
 ONE_FILE = 1 << 30  # bytes; smaller checkpoints end up in a single model.safetensors
 WORKING_FILES = (
-    r"survey-\d+|learning|(journal\.json|(states|mixer)-\d+\.safetensors|mixer-\d+\.json|trained\.safetensors|distill\.pt)(\.tmp)?"
-    r"|lock|model|replaced"
+    r"survey-\d+|learning|lock|model|replaced"
+    r"|(journal\.json|((states|mixer)-\d+|trained|logits|logits-long)\.safetensors|mixer-\d+\.json|distill\.pt)(\.tmp)?"
 )
 OURS = "report.json"  # a folder with this file was written by compressor
 

@@ -8,13 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.mixers.spec import MixerSpec
 
-BUDGETS: dict[str, tuple[int, int]] = {
-    "smoke": (1_000_000, 1_000_000),
-    "small": (20_000_000, 20_000_000),
-    "medium": (100_000_000, 600_000_000),
-    "large": (300_000_000, 2_000_000_000),
+BUDGETS: dict[str, tuple[int, int, int]] = {
+    "smoke": (1_000_000, 1_000_000, 0),
+    "small": (20_000_000, 20_000_000, 0),
+    "medium": (100_000_000, 600_000_000, 0),
+    "large": (300_000_000, 1_000_000_000, 1_000_000_000),
 }
-"""Tokens of attention transfer, and of end-to-end distillation."""
+"""Tokens of attention transfer, of end-to-end distillation, and of the same on longer windows (the last as HALO,
+arXiv 2601.22156, shares out 2.3 billion)."""
 
 FULL_FROM = 100_000_000
 """Tokens of distillation from which all weights are worth training; below, low-rank updates forget less."""
@@ -37,9 +38,18 @@ class LinearizeSettings(BaseModel):
     )
     select_tokens: int = Field(16384, ge=1, description="calibration tokens that layers are chosen on")
     budget: Literal["smoke", "small", "medium", "large"] = Field(
-        "smoke", description="tokens to train on: smoke 2M, small 40M, medium 700M, large 2.3B"
+        "smoke", description="tokens to train on: smoke 2M, small 40M, medium 700M, large 2.3B (1B in long windows)"
     )
-    tokens: int | None = Field(None, ge=1, description="tokens to train on, half of them for each stage of training")
+    tokens: int | None = Field(
+        None, ge=1, description="tokens to train on, half of them block by block, half end to end; none in long windows"
+    )
+    long_tokens: int | None = Field(
+        None, ge=0, description="tokens of a third stage of training, on longer windows (default: what the budget says)"
+    )
+    long_seqlen: int | None = Field(
+        None, ge=2, description="third stage: tokens in a window (default: 16384, or the model's context)"
+    )
+    long_rate: float = Field(0.1, gt=0, le=1, description="third stage: learning rates, as a share of those before it")
     batch: int = Field(8, ge=1, description="token windows in a training step")
     rate: float = Field(
         1e-2,
@@ -62,7 +72,10 @@ class LinearizeSettings(BaseModel):
     top_k: int = Field(
         0, ge=0, description="end to end: learn from so many logits of the dense model and the rest as one; 0: all"
     )
-
+    store_logits: bool = Field(
+        False,
+        description="end to end: put the dense model's top-k predictions on disk first, and train without it in memory",
+    )
     gradient_checkpointing: bool = Field(
         False, description="end to end: compute activations again instead of keeping them; less memory, more time"
     )
@@ -75,17 +88,24 @@ class LinearizeSettings(BaseModel):
     @property
     def stages(self) -> tuple[int, int]:
         """Tokens of attention transfer, and of end-to-end distillation."""
-        first, second = BUDGETS[self.budget]
+        first, second, _ = BUDGETS[self.budget]
         if self.tokens is not None:
             first, second = self.tokens - self.tokens // 2, self.tokens // 2
         return (first, 0) if self.train == "none" else (first, second)
+
+    @property
+    def longer(self) -> int:
+        """Tokens of end-to-end distillation on longer windows; an absent number of them is the budget's."""
+        if self.long_tokens is None:
+            return BUDGETS[self.budget][2] if self.tokens is None and self.train != "none" else 0
+        return self.long_tokens
 
     @property
     def trained(self) -> Literal["lora", "full", "none"]:
         """What end-to-end distillation trains."""
         if self.train != "auto":
             return self.train
-        return "full" if self.stages[1] >= FULL_FROM else "lora"
+        return "full" if self.stages[1] + self.longer >= FULL_FROM else "lora"
 
     def label(self, method: str) -> str:
         """What was asked for, in a few words."""

@@ -222,7 +222,9 @@ def linear_done(linearization: Linearization) -> str:
     transfer = max((point.tokens for entry in linearization.transfer for point in entry.curve), default=0)
     trained = [f"{transfer:,} tokens of attention transfer"] if transfer else []
     if linearization.distillation is not None:
-        trained.append(f"{linearization.distillation.tokens:,} tokens end to end")
+        longer = linearization.distillation.longer
+        last = f", {longer.tokens:,} of them in windows of {longer.seqlen:,}" if longer is not None else ""
+        trained.append(f"{linearization.distillation.tokens:,} tokens end to end{last}")
     training = f"; trained on {' and '.join(trained)}" if trained else "; not trained"
     made = f"attention of {own} of {own + len(kept)} layers linearized by {linearization.method}"
     return f"{made}{settings}{stays}{training}"

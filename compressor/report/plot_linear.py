@@ -31,9 +31,9 @@ def training_panels(transfer: Sequence[Transfer], distillation: Distillation | N
         panels.append(Panel("Attention transfer: a line is a layer", _transfer_curves(curves)))
     if distillation is not None and distillation.curve:
         points = distillation.curve
-        kl = [(float(point.tokens), point.kl, None) for point in points]
+        kl = _by_stage("KL", [(point.tokens, point.kl, point.stage) for point in points])
         panels.append(Panel("End to end: KL to the teacher", _loss("KL", kl, "nats per token", "lin-kl")))
-        ce = [(float(point.tokens), point.ce, None) for point in points if point.ce is not None]
+        ce = _by_stage("loss", [(point.tokens, point.ce, point.stage) for point in points if point.ce is not None])
         if ce:
             panels.append(Panel("End to end: cross-entropy of the text", _loss("loss", ce, "nats per token", "lin-ce")))
     return panels
@@ -99,9 +99,17 @@ def _transfer_curves(transfer: Sequence[Transfer]) -> Markup:
     )
 
 
-def _loss(name: str, points: Sequence[tuple[float, float, None]], unit: str, key: str) -> Markup:
+def _by_stage(name: str, points: Sequence[tuple[int, float, int]]) -> list[Series]:
+    """A line for each stage: losses of windows of different lengths do not continue each other."""
+    words = {2: (name, "compressed"), 3: (f"{name}, longer windows", "odd")}
+    stages = sorted({stage for _, _, stage in points})
+    return [Series(*words[each], [(float(x), y, None) for x, y, stage in points if stage == each]) for each in stages]
+
+
+def _loss(name: str, series: Sequence[Series], unit: str, key: str) -> Markup:
+    points = [point for line in series for point in line.points]
     return line_plot(
-        [Series(name, "compressed", points)],
+        series,
         even_axis([x for x, _, _ in points], _tick_tokens),
         even_axis([y for _, y, _ in points], lambda tick: f"{tick:.4g}", zero=name == "KL"),
         title=f"{name} while training end to end",

@@ -44,12 +44,28 @@ class DistillationPoint(Part):
     tokens: int = Field(description="tokens trained on so far")
     kl: float = Field(description="KL(teacher || student), nats per token")
     ce: float | None = Field(default=None, description="cross-entropy of the text, nats per token")
+    stage: Literal[2, 3] = Field(default=2, description="3: on longer windows")
+
+
+class LongWindows(Part):
+    """The third stage: training end to end goes on, on longer windows."""
+
+    tokens: int = Field(description="tokens trained on in it")
+    seqlen: int = Field(description="tokens in a window")
+    windows: int = Field(description="windows that it drew from")
+    batch: int = Field(description="windows in a step")
+    sha256: str = Field(description="SHA-256 of their token ids, windows in order")
 
 
 class Distillation(Part):
     trained: str = Field(description="which weights were trained, in words")
     parameters: int = Field(description="number of trained parameters")
     tokens: int = Field(description="tokens trained on, in all")
+    teacher: str = Field(default="", description="where the teacher's predictions came from, in words")
+    stored_bytes: int | None = Field(
+        default=None, description="bytes of the teacher's predictions on disk; null where the teacher was in memory"
+    )
+    longer: LongWindows | None = Field(default=None, description="the third stage; null without")
     curve: list[DistillationPoint] = Field(default_factory=list, description="losses while training")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from compressor.calibration import TokenWindows, load_calibration
 from compressor.engine.checkpoint import EMBEDDED
 from compressor.errors import UserError
+from compressor.run.longer import load_longer
 from compressor.run.measure import Texts, default_texts, load_texts
 from compressor.run.plan import Plan, context_length
 from compressor.run.progress import Voice
@@ -21,11 +22,16 @@ PROBE_TOKENS = 64
 
 @dataclass(frozen=True)
 class Inputs:
-    """Token windows, and the tokenizer they were made with (``None`` when no text was needed)."""
+    """Token windows, and the tokenizer they were made with (``None`` when no text was needed).
+
+    Attributes:
+        longer: windows of a third stage of linearization, where there is one.
+    """
 
     tokenizer: Any
     calibration: TokenWindows | None
     texts: Texts | None
+    longer: TokenWindows | None = None
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -68,24 +74,27 @@ def load_inputs(plan: Plan, model: str, trust_remote_code: bool, voice: Voice) -
         return Inputs(None, None, None)
     folder = plan.skeleton.checkpoint.folder
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    calibration = None
+    calibration = longer = None
     if recipe.needs_data:
-        settings = recipe.calibration
+        settings, sampler = recipe.calibration, _sampler(plan, tokenizer, trust_remote_code)
         calibration = load_calibration(
             sources,
             tokenizer,
             nsamples=settings.nsamples,
             seqlen=plan.seqlen,
             seed=settings.seed,
-            sampler=_sampler(plan, tokenizer, trust_remote_code),
+            sampler=sampler,
         )
         _check_ids(calibration.ids, plan)
+        if plan.longer is not None:
+            longer = load_longer(plan.longer, sources, tokenizer, settings.seed, sampler)
+            _check_ids(longer.ids, plan)
         voice.detail("first calibration window: " + "|".join(calibration.preview[:64]).replace("\n", "\\n"))
     loaded = None
     if texts != ("none",):
         loaded = load_texts(texts, tokenizer, seqlen=plan.eval_seqlen, windows=recipe.evaluation.windows)
         _check_ids(loaded.ids, plan)
-    return Inputs(tokenizer, calibration, loaded)
+    return Inputs(tokenizer, calibration, loaded, longer)
 
 
 def _check_ids(ids: Tensor, plan: Plan) -> None:

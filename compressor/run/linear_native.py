@@ -98,11 +98,11 @@ class NativeTarget:
         """That of the class that is written."""
         return native.native_config(self.source, self.method, layers)
 
-    def student(self, dense: Any, layers: Sequence[int], work: Path, *, share: bool) -> Any:
+    def student(self, dense: Any, layers: Sequence[int], work: Path, device: torch.device, *, share: bool) -> Any:
         """The written folder, by stock transformers. Nothing can be shared: the tensors are others."""
         from transformers import AutoModelForCausalLM
 
-        student = AutoModelForCausalLM.from_pretrained(work / "model", dtype=torch.float32).to(dense.device).eval()
+        student = AutoModelForCausalLM.from_pretrained(work / "model", dtype=torch.float32).to(device).eval()
         for layer in layers:
             native.hold(self.method, student.get_submodule(self._path(layer)))
         return student

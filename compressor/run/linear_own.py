@@ -101,7 +101,7 @@ class OwnTarget:
         """The source's, which layers are linearized, and how."""
         return linear_config(self.skeleton, layers, self.spec)
 
-    def student(self, dense: Any, layers: Sequence[int], work: Path, *, share: bool) -> Any:
+    def student(self, dense: Any, layers: Sequence[int], work: Path, device: torch.device, *, share: bool) -> Any:
         """The class of our own with the weights of ``dense``."""
         mixers = {
             f"{self._path(layer)}.{name}": tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compressor.engine.skeleton import Skeleton
+from compressor.engine.teacher_logits import stored_bytes
 from compressor.engine.tensorfile import Layout
 from compressor.hf.linearized import attention_of, linear_layers
 from compressor.hf.native import METHODS, refusals
@@ -40,12 +41,31 @@ def linear_violations(stage: Stage, skeleton: Skeleton, seqlen: int) -> list[str
             attention_of(block)
     except ValueError as error:
         return [f"{name} cannot be linearized: {error}"]
-    found, kept = [], kept_count(settings, layers)
+    found, kept = _storing(settings), kept_count(settings, layers)
     if any(layer not in range(layers) for layer in settings.keep_layers):
         found.append(f"--keep-layers names a layer that is not there: this model has layers 0 to {layers - 1}")
     if kept >= layers:
         found.append(f"--keep-attention leaves none of the {layers} layers to be linearized")
     return found + target_of(stage, skeleton).violations(kept, seqlen)
+
+
+def _storing(settings: LinearizeSettings) -> list[str]:
+    """What stands against putting the dense model's predictions on disk."""
+    if not settings.store_logits:
+        return []
+    if settings.trained == "none":
+        return ["--store-logits is for training end to end, and --train none forbids that; leave one of them out"]
+    if not settings.top_k:
+        return ["--store-logits keeps the largest predictions of each token, and --top-k 0 wants all; --top-k 64"]
+    return []
+
+
+def logits_bytes(stages: tuple[Stage, ...], skeleton: Skeleton, tokens: int) -> int:
+    """Bytes that the dense model's predictions for so many tokens take on disk; 0 where they are not put there."""
+    stage = linear_stage(stages)
+    if stage is None or not isinstance(stage.settings, LinearizeSettings) or not stage.settings.store_logits:
+        return 0
+    return stored_bytes(tokens, stage.settings.top_k, skeleton.config.get_text_config().vocab_size)
 
 
 def linear_layouts(stages: tuple[Stage, ...], skeleton: Skeleton) -> list[Layout] | None:
@@ -74,12 +94,13 @@ def linear_advice(stages: tuple[Stage, ...], skeleton: Skeleton) -> list[str]:
 def training_bytes(stages: tuple[Stage, ...], skeleton: Skeleton) -> int:
     """Bytes of weights, gradients and moments while the whole model is trained, without activations; 0 where it is not.
 
-    Both models are held in fp32. Low-rank updates leave the weights shared, but for layers of stock transformers.
+    Both models are held in fp32, but for a dense one whose predictions are on disk. Low-rank updates leave the weights
+    shared, but for layers of stock transformers.
     """
     stage = linear_stage(stages)
     if stage is None or not isinstance(stage.settings, LinearizeSettings) or stage.settings.trained == "none":
         return 0
-    whole = 4 * skeleton.parameters()
+    whole, alone = 4 * skeleton.parameters(), stage.settings.store_logits
     if stage.settings.trained == "full":
-        return 5 * whole
-    return 2 * whole if target_of(stage, skeleton).trains_written else whole
+        return (4 if alone else 5) * whole
+    return 2 * whole if target_of(stage, skeleton).trains_written and not alone else whole

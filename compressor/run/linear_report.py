@@ -11,6 +11,7 @@ from compressor.report.schema_linear import (
     DistillationPoint,
     LayerScore,
     Linearization,
+    LongWindows,
     Proof,
     Selection,
     Transfer,
@@ -70,7 +71,7 @@ def linearization(run: Run, layers: list[int], proof: Proof | None) -> Lineariza
         kept=list(facts["kept"]),
         selection=selection,
         transfer=transfers,
-        distillation=_distillation(facts.get("distilled"), settings),
+        distillation=_distillation(run, facts.get("distilled"), settings),
         proof=proof,
     )
 
@@ -81,15 +82,30 @@ def _scored_tokens(run: Run, settings: LinearizeSettings) -> int:
     return min(windows, max(1, settings.select_tokens // length)) * length
 
 
-def _distillation(fact: dict[str, Any] | None, settings: LinearizeSettings) -> Distillation | None:
+def _distillation(run: Run, fact: dict[str, Any] | None, settings: LinearizeSettings) -> Distillation | None:
     if fact is None:
         return None
+    teacher = "the teacher, beside the student"
+    if settings.store_logits:
+        teacher = f"the {settings.top_k} largest predictions of the teacher for each token, on disk"
+    short, points = fact["short"], fact["curve"]
     return Distillation(
         trained=TRAINED[fact["trained"]],
         parameters=fact["parameters"],
-        tokens=fact["curve"][-1][0] if fact["curve"] else 0,
-        curve=[DistillationPoint(tokens=tokens, kl=kl, ce=ce) for tokens, kl, ce in fact["curve"]],
+        tokens=points[-1][0] if points else 0,
+        teacher=teacher,
+        stored_bytes=run.journal.facts["logits bytes"] if settings.store_logits else None,
+        longer=_longer(run, points[-1][0] - short),
+        curve=[DistillationPoint(tokens=at, kl=kl, ce=ce, stage=3 if at > short else 2) for at, kl, ce in points],
     )
+
+
+def _longer(run: Run, tokens: int) -> LongWindows | None:
+    longer, drawn = run.plan.longer, run.inputs.longer
+    if longer is None or drawn is None:
+        return None
+    windows, length = drawn.ids.shape
+    return LongWindows(tokens=tokens, seqlen=length, windows=windows, batch=longer.batch, sha256=drawn.sha256)
 
 
 def proved(run: Run) -> tuple[Proof | None, list[str]]:

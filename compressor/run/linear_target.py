@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from compressor.engine.distill import Kind
@@ -63,10 +64,11 @@ class Target(Protocol):
         """The content of config.json."""
         ...
 
-    def student(self, dense: Any, layers: Sequence[int], work: Path, *, share: bool) -> Any:
-        """The whole model, in fp32, on the device of ``dense``.
+    def student(self, dense: Any, layers: Sequence[int], work: Path, device: torch.device, *, share: bool) -> Any:
+        """The whole model, in fp32, on a device.
 
         Args:
+            dense: the source on that device; may be None where training starts from the written folder.
             share: whether weights may be those of ``dense`` themselves; they must not be trained then.
         """
         ...

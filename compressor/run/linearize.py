@@ -22,14 +22,16 @@ from compressor.engine.skeleton import build_skeleton
 from compressor.engine.tensorfile import Layout, layout_of, read_header, read_tensor, write_file
 from compressor.hf.linearized import attention_of
 from compressor.methods.linearize_settings import LinearizeSettings
+from compressor.report.numbers import bytes_text
 from compressor.report.schema import Report
 from compressor.run import finish
-from compressor.run.distillation import stopwatch, train_student
+from compressor.run.distillation import stopwatch, store_predictions, train_student
 from compressor.run.inputs import probe_ids
 from compressor.run.keep import choose, score_layers
 from compressor.run.linear_plan import kept_count
 from compressor.run.linear_report import linearization, proved
 from compressor.run.linear_target import Target, target_of
+from compressor.run.longer import joined_texts
 from compressor.run.mixer_files import read_mixer, read_record
 from compressor.run.rounds import STREAM, rounds, school_of, teach, tick_of
 from compressor.run.session import Run
@@ -49,7 +51,12 @@ def linearize(run: Run, started: str, began: float, warnings: list[str]) -> Repo
     Raises:
         UserError: an attention that cannot be linearized, training that diverges, or a result that does not reload.
     """
-    warnings = warnings + repeated(run)
+    warnings = warnings + repeated(run) + (joined_texts(run.inputs.longer) if run.inputs.longer else [])
+    if run.plan.logits_bytes:
+        run.voice.say(
+            f"the dense model's {_settings(run).top_k} largest predictions of every token will take "
+            f"{bytes_text(run.plan.logits_bytes)} in {run.journal.folder.name}"
+        )
     accelerator = make_accelerator(run.plan.device)
     accelerator.wait_for_everyone()  # those that help read the journal now
     verifier = Verifier(run.recipe, run.folder, run.plan) if run.recipe.verify else None
@@ -70,14 +77,17 @@ def linearize(run: Run, started: str, began: float, warnings: list[str]) -> Repo
 def repeated(run: Run) -> list[str]:
     """A warning where training goes over the same text so often that it may be learnt by heart."""
     assert run.inputs.calibration is not None
-    windows = run.inputs.calibration.ids
-    times = max(_settings(run).stages) / windows.numel()
-    if times <= MANY:
-        return []
-    return [
-        f"trained {times:.0f} times over the same {windows.numel():,} tokens: a larger --nsamples ({len(windows)} now) "
-        "gives it more text"
-    ]
+    windows, found = run.inputs.calibration.ids, []
+    sets = [(max(_settings(run).stages), windows, "")]
+    if run.plan.longer is not None and run.inputs.longer is not None:
+        sets.append((run.plan.longer.tokens, run.inputs.longer.ids, " in long windows"))
+    for tokens, ids, where in sets:
+        if tokens > MANY * ids.numel():
+            found.append(
+                f"trained {tokens / ids.numel():.0f} times over the same {ids.numel():,} tokens{where}: a larger "
+                f"--nsamples ({len(windows)} now) gives it more text"
+            )
+    return found
 
 
 def _settings(run: Run) -> LinearizeSettings:
@@ -165,25 +175,41 @@ def _scores(run: Run, settings: LinearizeSettings) -> list[float]:
 
 
 def _distill(run: Run, layers: list[int], accelerator: Any) -> None:
-    """Stages 2 and 3: the model as a whole, with every process there is; leaves the trained tensors in a file."""
+    """Stages 2 and 3: the model as a whole, on longer windows at last, with every process there is; leaves the trained
+    tensors in a file."""
     settings, folder, since = _settings(run), run.journal.folder, time.perf_counter()
     if settings.trained == "none":
         return
     finished = "distilled" in run.journal.facts
     if _target(run).trains_written and not finished:
         _write(run, layers)
+    if settings.store_logits and not finished:
+        _store_logits(run)
     accelerator.wait_for_everyone()  # those that help read the journal now
     if finished:
         return
-    assert run.inputs.calibration is not None
-    ids = run.inputs.calibration.ids
-    with run.voice.progress(settings.stages[1]) as ticker:
-        tick = stopwatch(settings.batch * ids.shape[1], ticker.advance, ticker.now)
-        found, tensors, count = train_student(run.plan, run.options, layers, ids, folder, accelerator, tick)
+    longer = run.plan.longer.tokens if run.plan.longer else 0
+    with run.voice.progress(settings.stages[1] + longer) as ticker:
+        tick = stopwatch(ticker.advance, ticker.now)
+        found, tensors, count = train_student(run.plan, run.options, layers, run.inputs, folder, accelerator, tick)
     write_file(folder / TRAINED, layout_of(tensors.items()), tensors.__getitem__)
-    run.journal.facts["distilled"] = {"curve": found.curve, "trained": settings.trained, "parameters": count}
+    run.journal.facts["distilled"] = {
+        "curve": found.curve, "trained": settings.trained, "parameters": count, "short": found.ends[0],
+    }  # fmt: skip
     run.journal.write()
     run.timed("distillation", since)
+
+
+def _store_logits(run: Run) -> None:
+    """Put the dense model's predictions on disk: those behind its last block are here, longer windows pass it anew."""
+    since, tokens = time.perf_counter(), run.streams["stage 0"].ids.numel()
+    tokens += run.inputs.longer.ids.numel() if run.inputs.longer else 0
+    with run.voice.progress(tokens) as ticker:
+        ticker.now("storing the dense model's predictions")
+        run.journal.facts["logits bytes"] = store_predictions(
+            run.plan, run.runner, run.streams["stage 0"], run.inputs, run.journal.folder, ticker.advance
+        )
+    run.timed("storing the dense model's predictions", since)
 
 
 def _write(run: Run, layers: list[int]) -> list[Layout]:

@@ -19,11 +19,13 @@ from compressor.errors import UserError
 from compressor.formats import tensor_name
 from compressor.formats.registry import format_of
 from compressor.methods.decompose_settings import SvdLlmSettings
+from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.run.container import Container, container_of
 from compressor.run.embeddings import embedding_violations, foreseen_specs
 from compressor.run.foresee import foreseen_spec, learned_bytes, violations
-from compressor.run.linear_plan import linear_layouts, linear_stage, linear_violations, training_bytes
+from compressor.run.linear_plan import linear_layouts, linear_stage, linear_violations, logits_bytes, training_bytes
 from compressor.run.linear_target import target_of
+from compressor.run.longer import Longer, foresee_longer, longer_violations
 from compressor.run.narrow_plan import Narrowing, foresee_narrow
 from compressor.run.planes import foreseen_planes, too_few_bits
 from compressor.run.ranks import SURVEYED_TOKENS, plain_ranks, too_small
@@ -46,6 +48,7 @@ class Plan:
         narrowing: what the model becomes where it gets other shapes; None where it keeps them.
         layouts: predicted contents of every output shard, the outer tensors first.
         violations: rules that the recipe breaks on this model; a run is refused.
+        longer: third stage of linearization, on longer windows; None without one.
     """
 
     skeleton: Skeleton
@@ -59,6 +62,7 @@ class Plan:
     layouts: list[Layout]
     narrowing: Narrowing | None
     violations: tuple[str, ...]
+    longer: Longer | None = None
 
     @property
     def container(self) -> Container:
@@ -107,13 +111,17 @@ class Plan:
         if any(isinstance(s.settings, SvdLlmSettings) and s.settings.surveyed for s in self.recipe.stages):
             hessians = max(_moment_bytes([x for x in self.skeleton.linears if x.block == b]) for b in blocks)
         widest = max(max(linear.shape) for linear in self.skeleton.linears)
-        activations = 6 * max(batch_tokens(self.device), self.seqlen, self.eval_seqlen) * widest * itemsize
+        stored = self.longer if self.longer and self.logits_bytes else None  # then long windows pass the dense model
+        lengths = (batch_tokens(self.device), self.seqlen, self.eval_seqlen, stored.seqlen if stored else 0)
+        activations = 6 * max(lengths) * widest * itemsize
         largest = max(prod(linear.shape) for linear in self.skeleton.linears)
         solver = 6 * 4 * largest if self.recipe.stages else 0
         data = hessians if self.recipe.needs_data else 0
         total: int = PROCESS_BYTES + outer + coded + block * (itemsize + 4) + data + activations + solver
         training = training_bytes(self.recipe.stages, self.skeleton)
-        return max(total + self.state_bytes + self.learned_bytes[0], PROCESS_BYTES + training)
+        width = self.skeleton.config.get_text_config().hidden_size * itemsize
+        states = self.state_bytes + (stored.windows * stored.seqlen * width if stored else 0)
+        return max(total + states + self.learned_bytes[0], PROCESS_BYTES + training)
 
     @property
     def learned_bytes(self) -> tuple[int, int]:
@@ -122,13 +130,21 @@ class Plan:
         return sum(memory for memory, _ in found), sum(disk for _, disk in found)
 
     @property
+    def logits_bytes(self) -> int:
+        """Bytes that predictions of the dense model take on disk, to be learned from; 0 where they are not kept."""
+        tokens = self.recipe.calibration.nsamples * self.seqlen
+        tokens += self.longer.windows * self.longer.seqlen if self.longer else 0
+        return logits_bytes(self.recipe.stages, self.skeleton, tokens)
+
+    @property
     def disk_bytes(self) -> int:
         """Bytes needed on disk while running: the output twice where shards are joined, and the states twice."""
         joined = 2 if self.tensor_bytes <= ONE_FILE else 1
         surveyed = max(map(self._survey_bytes, self.recipe.stages, self.targets), default=0)
         learned = self.learned_bytes[1]
         learned += self.output_bytes if learned else 0  # the codes it starts at
-        return joined * self.output_bytes + 2 * self.state_bytes + surveyed + learned + 50_000_000
+        stored = surveyed + learned + self.logits_bytes
+        return joined * self.output_bytes + 2 * self.state_bytes + stored + 50_000_000
 
     def _survey_bytes(self, stage: Stage, linears: tuple[Linear, ...]) -> int:
         """What choosing ranks by the loss puts on disk: components, costs, moments, and the states of all blocks."""
@@ -265,8 +281,12 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     if recipe.save == "packed":
         specs = {**{name: dict(spec) for name, spec in skeleton.packed.items()}, **specs}
     seqlen = choose_seqlen(recipe.calibration.seqlen, skeleton.config, "--seqlen")
-    if linearizing := linear_stage(recipe.stages):
+    longer = None
+    if (linearizing := linear_stage(recipe.stages)) and isinstance(linearizing.settings, LinearizeSettings):
         broken += linear_violations(linearizing, skeleton, seqlen)
+        context, settings = context_length(skeleton.config), linearizing.settings
+        longer = foresee_longer(settings, seqlen, recipe.calibration.nsamples, context)
+        broken += longer_violations(settings, longer, seqlen, context, checkpoint.folder.name)
     eval_seqlen = recipe.evaluation.seqlen or recipe.calibration.seqlen
     return Plan(
         skeleton=skeleton,
@@ -280,6 +300,7 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
         layouts=predict_layouts(skeleton, recipe, specs, narrowing),
         narrowing=narrowing,
         violations=tuple(dict.fromkeys(broken)),
+        longer=longer,
     )
 
 

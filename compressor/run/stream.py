@@ -170,6 +170,7 @@ def _fingerprint(recipe: Recipe, digest: str, inputs: Inputs, plan: Plan) -> dic
         "evaluation": [text.sha256 for text in inputs.texts.texts] if inputs.texts else [],
         "baseline": recipe.evaluation.baseline,
         "calibration": inputs.calibration.sha256 if inputs.calibration else None,
+        "longer": inputs.longer.sha256 if inputs.longer else None,
         "device": plan.device.type,
         "dtype": str(plan.dtype),
         "torch": torch.__version__,

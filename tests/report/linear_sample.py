@@ -11,6 +11,7 @@ from compressor.report.schema_linear import (
     Exactness,
     LayerScore,
     Linearization,
+    LongWindows,
     PositionRow,
     Positions,
     Proof,
@@ -152,8 +153,16 @@ def sample_linearization(points: int = 3) -> Linearization:
             trained="low-rank updates of q, k, v, o, and what is new",
             parameters=12_345,
             tokens=500_000,
+            teacher="the 64 largest predictions of the teacher for each token, on disk",
+            stored_bytes=25_165_824,
+            longer=LongWindows(tokens=100_000, seqlen=2048, windows=48, batch=2, sha256="0" * 64),
             curve=[
-                DistillationPoint(tokens=8192 * i, kl=0.02 + 0.3 * 0.9**i, ce=1.5 + 0.4 * 0.93**i)
+                DistillationPoint(
+                    tokens=8192 * i,
+                    kl=0.02 + 0.3 * 0.9**i,
+                    ce=1.5 + 0.4 * 0.93**i,
+                    stage=2 if 5 * i < 4 * points else 3,
+                )
                 for i in range(points)
             ],
         ),

@@ -217,7 +217,8 @@ def test_what_was_done(make_report: Make) -> None:
         layer.method = "kept"
     assert what_was_done(report) == (
         "attention of 4 of 5 layers linearized by windowed (window 64, sinks 4, features 8), layer 2 keeps softmax; "
-        "trained on 32,768 tokens of attention transfer and 500,000 tokens end to end"
+        "trained on 32,768 tokens of attention transfer and 500,000 tokens end to end, "
+        "100,000 of them in windows of 2,048"
     )
     content = sample_linearization()
     content.kept, content.transfer, content.distillation = [2, 7], [], None

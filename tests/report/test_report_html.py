@@ -106,6 +106,8 @@ NOT_SHOWN = {"schema_version", "who"}  # of one value only; and: another 'who' i
 def altered(path: tuple[Any, ...], value: Any) -> Any:
     if path[-1] in OTHERS:
         return OTHERS[path[-1]]
+    if path[-1] == "stage":
+        return 5 - value
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

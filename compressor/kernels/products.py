@@ -82,9 +82,8 @@ class Scaled:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        extra = (self.scale, *(() if self.index is None else (self.index,)))
-        total: int = self.matrix.nbytes
-        return total + sum(part.numel() * part.element_size() for part in extra)
+        index = 0 if self.index is None else self.index.nbytes
+        return self.matrix.nbytes + self.scale.nbytes + index
 
 
 Product: TypeAlias = "Matrix | Chain | Added | Scaled"

@@ -126,7 +126,10 @@ def make_fast(parts: Mapping[str, Tensor], spec: Spec, rung: str, dtype: torch.d
     reason = ""
     if rung in LEVELS:
         try:
-            return Fast(rung, "", make_product(parts, spec, rung), exact)
+            product = make_product(parts, spec, rung)
+            if not exact or not isinstance(product, Matrix) or product.kind not in (Kind.PARTIAL, Kind.SPARSE8):
+                return Fast(rung, "", product, exact)
+            reason = "single integers with exact activations"
         except Unsupported as why:
             reason = str(why)
     if rung != "dense" and not exact and (stock := make_stock(parts, spec)) is not None:

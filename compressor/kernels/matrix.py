@@ -35,7 +35,7 @@ class Kind(IntEnum):
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Dtypes of activations, by the numbers that the kernels know them by."""
 
-FEW = {Kind.PARTIAL: 4, Kind.SPARSE8: 4, Kind.SPARSE_BF16: 4, Kind.SPARSE_FP16: 4, Kind.DENSE_BF16: 4,
+FEW = {Kind.PARTIAL: 8, Kind.SPARSE8: 8, Kind.SPARSE_BF16: 4, Kind.SPARSE_FP16: 4, Kind.DENSE_BF16: 4,
        Kind.DENSE_FP16: 4}  # fmt: skip
 """Tokens up to which a kernel that takes one token after the other is the faster way."""
 
@@ -99,14 +99,15 @@ class Matrix:
         return out
 
     def dense(self, dtype: torch.dtype, level: str) -> Tensor:
-        """Return the matrix (m, n), as the layout has it, rounded once to ``dtype``."""
+        """Return the matrix (m, n), as the layout has it, rounded once to ``dtype``: fp32, bf16 or fp16."""
         if self.kind in (Kind.DENSE_BF16, Kind.DENSE_FP16):
             return self.data.to(dtype)
         found = native()
         assert found is not None
-        out = torch.empty(self.m, self.n)
-        found.module.unpack(*self.arguments(), out.data_ptr(), torch.get_num_threads(), LEVELS.index(level))
-        return out.to(dtype)
+        out = torch.empty(self.m, self.n, dtype=dtype)
+        how = (DTYPES[dtype], torch.get_num_threads(), LEVELS.index(level))
+        found.module.unpack(*self.arguments(), out.data_ptr(), *how)
+        return out
 
     def arguments(self) -> tuple[int | float, ...]:
         """Return how the kernels are told of a matrix."""

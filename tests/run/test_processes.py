@@ -210,14 +210,15 @@ rounds.transfer_block = failing
 SHARDED = """
 distill.SAVE_EVERY = 0.0
 plain, steps = distill._step, []
-def step(dense, model, *rest):
+def step(leg, model, *rest):
     from torch.distributed.tensor import DTensor
+    (dense,) = [cell.cell_contents for cell in leg.teacher.__closure__ if hasattr(cell.cell_contents, "parameters")]
     for parameter in [*dense.parameters(), *model.parameters()]:
         assert isinstance(parameter, DTensor) and parameter._local_tensor.numel() < parameter.numel()
     steps.append(0)
     if len(steps) == FATAL:
         kill()
-    return plain(dense, model, *rest)
+    return plain(leg, model, *rest)
 distill._step = step
 """
 

@@ -19,19 +19,19 @@ static void run(const Call& c) {
   }
 }
 
-static void unpack(const Matrix& w, float* out, int threads) {
+static void unpack(const Matrix& w, char* out, int dtype, int threads) {
   switch (w.kind) {
-    case TRIT1: return unpack_kind<TRIT1>(w, out, threads);
-    case TRIT2: return unpack_kind<TRIT2>(w, out, threads);
-    case TRIT3: return unpack_kind<TRIT3>(w, out, threads);
-    case INT2: return unpack_kind<INT2>(w, out, threads);
-    case INT3: return unpack_kind<INT3>(w, out, threads);
-    case INT4: return unpack_kind<INT4>(w, out, threads);
-    case INT8: return unpack_kind<INT8>(w, out, threads);
-    case SIGN: return unpack_kind<SIGN>(w, out, threads);
-    case PARTIAL: return unpack_stream<unpack_partial<true>>(w, out, threads);
-    case SPARSE8: return unpack_stream<unpack_partial<false>>(w, out, threads);
-    case SPARSE_BF16: return unpack_stream<unpack_sparse<SPARSE_BF16>>(w, out, threads);
-    default: return unpack_stream<unpack_sparse<SPARSE_FP16>>(w, out, threads);
+    case TRIT1: return unpack_tiles<unpack_tile<TRIT1>>(w, out, dtype, threads);
+    case TRIT2: return unpack_tiles<unpack_tile<TRIT2>>(w, out, dtype, threads);
+    case TRIT3: return unpack_tiles<unpack_tile<TRIT3>>(w, out, dtype, threads);
+    case INT2: return unpack_tiles<unpack_tile<INT2>>(w, out, dtype, threads);
+    case INT3: return unpack_tiles<unpack_tile<INT3>>(w, out, dtype, threads);
+    case INT4: return unpack_tiles<unpack_tile<INT4>>(w, out, dtype, threads);
+    case INT8: return unpack_tiles<unpack_tile<INT8>>(w, out, dtype, threads);
+    case SIGN: return unpack_tiles<unpack_tile<SIGN>>(w, out, dtype, threads);
+    case PARTIAL: return unpack_tiles<unpack_partial<true>>(w, out, dtype, threads);
+    case SPARSE8: return unpack_tiles<unpack_partial<false>>(w, out, dtype, threads);
+    case SPARSE_BF16: return unpack_tiles<unpack_sparse<SPARSE_BF16>>(w, out, dtype, threads);
+    default: return unpack_tiles<unpack_sparse<SPARSE_FP16>>(w, out, dtype, threads);
   }
 }

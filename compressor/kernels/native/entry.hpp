@@ -159,20 +159,21 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return freely([&] { run_at(level, call); });
 }
 
-// (matrix, out, threads, level): the matrix as fp32 (m, n).
+// (matrix, out, dtype, threads, level): the matrix (m, n).
 PyObject* unpack(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Arguments in(args, count);
   const Matrix w = matrix_from(in);
-  float* const out = in.address<float>("out");
+  char* const out = in.address<char>("out");
+  const int dtype = static_cast<int>(in.number("dtype", FLOAT32, FLOAT16));
   const int threads = static_cast<int>(in.number("threads", 1, 1024)), level = level_from(in);
   in.expect(w.kind < DENSE_BF16, "kind");
   if (!in.good()) return nullptr;
   return freely([&] {
 #if defined(__x86_64__)
-    if (level == AVX512) return avx512::unpack(w, out, threads);
-    if (level == AVX2) return avx2::unpack(w, out, threads);
+    if (level == AVX512) return avx512::unpack(w, out, dtype, threads);
+    if (level == AVX2) return avx2::unpack(w, out, dtype, threads);
 #endif
-    portable::unpack(w, out, threads);
+    portable::unpack(w, out, dtype, threads);
   });
 }
 
@@ -221,29 +222,29 @@ PyObject* pack_rows(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return freely([&] { pack_stream(w, from, starts, data, threads); });
 }
 
-// (data, bytes, threads) -> a sum, for nothing but the time it takes to read memory once.
+// (data, bytes, threads, level) -> a number, for nothing but the time it takes to read memory once.
 PyObject* read_memory(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Arguments in(args, count);
-  const auto* const data = in.address<uint64_t>("data");
-  const long words = static_cast<long>(in.number("bytes", 0, 1LL << 46) / 8);
-  const int threads = static_cast<int>(in.number("threads", 1, 1024));
+  const auto* const data = in.address<uint8_t>("data");
+  const long blocks = static_cast<long>(in.number("bytes", 0, 1LL << 46) / kReadAtOnce);
+  const int threads = static_cast<int>(in.number("threads", 1, 1024)), level = level_from(in);
   if (!in.good()) return nullptr;
-  std::atomic<uint64_t> total{0};
+  std::atomic<uint32_t> total{0};
+  const auto read = level == PORTABLE ? portable::read_blocks :
+#if defined(__x86_64__)
+                    level == AVX2     ? avx2::read_blocks
+                                      : avx512::read_blocks;
+#else
+                    portable::read_blocks;
+#endif
   Py_BEGIN_ALLOW_THREADS;
-  const long chunks = chunks_of(words / 4096 + 1, threads);
+  const long chunks = chunks_of(blocks, threads);
   pool::each(chunks, threads, [&](long chunk) {
-    const auto [first, last] = span(words, chunks, chunk);
-    uint64_t sums[32] = {};
-    long at = first;
-    for (; at + 32 <= last; at += 32)
-      for (int i = 0; i < 32; ++i) sums[i] ^= data[at + i];
-    for (; at < last; ++at) sums[0] ^= data[at];
-    uint64_t sum = 0;
-    for (const uint64_t s : sums) sum ^= s;
-    total.fetch_xor(sum);
+    const auto [first, last] = span(blocks, chunks, chunk);
+    total.fetch_xor(read(data + first * kReadAtOnce, last - first));
   });
   Py_END_ALLOW_THREADS;
-  return PyLong_FromUnsignedLongLong(total.load());
+  return PyLong_FromUnsignedLong(total.load());
 }
 
 // -> the highest level that this processor has, and whether it multiplies bf16.

@@ -1,13 +1,6 @@
 // AVX2: a block is two registers of eight rows. Products of two entries are summed in 16 bits, where they fit: 32 of
 // two bits (3 x 127 x 2 x 32 < 2^15), one of four bits and more.
 
-template <class T>
-KFN T load(const void* from) {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
 struct F16 {
   __m256 low{}, high{};
   KIN F16 operator+(F16 o) const { return {_mm256_add_ps(low, o.low), _mm256_add_ps(high, o.high)}; }
@@ -35,6 +28,32 @@ struct B64 {
   KIN B64 operator|(B64 o) const { return {_mm256_or_si256(low, o.low), _mm256_or_si256(high, o.high)}; }
   KIN void operator+=(B64 o) { *this = {_mm256_add_epi8(low, o.low), _mm256_add_epi8(high, o.high)}; }
 };
+
+// Registers directly: a copy of a pair of them goes through memory.
+template <class T>
+KFN T load(const void* from) {
+  const char* const at = static_cast<const char*>(from);
+  if constexpr (std::is_same_v<T, F16>) {
+    return {_mm256_loadu_ps((const float*)at), _mm256_loadu_ps((const float*)(at + 32))};
+  } else if constexpr (std::is_same_v<T, I16> || std::is_same_v<T, B64>) {
+    return {_mm256_loadu_si256((const __m256i*)at), _mm256_loadu_si256((const __m256i*)(at + 32))};
+  } else {
+    T value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+  }
+}
+template <class T>
+KFN void keep(void* to, T v) {
+  char* const at = static_cast<char*>(to);
+  if constexpr (std::is_same_v<T, F16>) {
+    _mm256_storeu_ps((float*)at, v.low);
+    _mm256_storeu_ps((float*)(at + 32), v.high);
+  } else {
+    _mm256_storeu_si256((__m256i*)at, v.low);
+    _mm256_storeu_si256((__m256i*)(at + 32), v.high);
+  }
+}
 
 KFN F16 splat(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 KFN I16 splat(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
@@ -147,8 +166,7 @@ KFN void one_tile(const uint8_t* levels, const int8_t* x, int kb, F16 scale, F16
   for (int t = 0; t < T; ++t) {
     const F16 value = (floats(pair(sum[t][0], sum[t][1])) - base * static_cast<float>(xsum[t])) * (scale * xscale[t]);
     float* const to = y + t * kStride;
-    const F16 all = load<F16>(to) + value;
-    std::memcpy(to, &all, sizeof all);
+    keep(to, load<F16>(to) + value);
   }
 }
 

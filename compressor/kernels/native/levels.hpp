@@ -40,6 +40,7 @@ KFN F16 record_dot(const uint8_t* data, const uint8_t* tail, const int8_t* x, in
     Dot<2> low;
     Dot<1> high;
     for (int k = 0; k < kb; k += 32, data += 192) {
+      for (int line = 0; line < 3; ++line) __builtin_prefetch(data + 64 * line + kAhead);
       low.step(data, x + k);
       low.step(data + 64, x + k + 16);
       high.step(data + 128, x + k);
@@ -51,7 +52,10 @@ KFN F16 record_dot(const uint8_t* data, const uint8_t* tail, const int8_t* x, in
   Dot<W> sums[P];
   for (int k = 0; k < kb; k += step(KIND)) {
 #pragma GCC unroll 3
-    for (int p = 0; p < P; ++p, data += 64) sums[p].step(data, x + k);
+    for (int p = 0; p < P; ++p, data += 64) {
+      __builtin_prefetch(data + kAhead);
+      sums[p].step(data, x + k);
+    }
   }
   if (KIND == SIGN) {
     return halves(tail) * floats(sums[0].total(xsum) * 2 - xsum) + halves(tail + 32) * static_cast<float>(xsum);
@@ -90,7 +94,7 @@ KFN void decode(const uint8_t* data, const uint8_t* tail, const uint8_t* numbers
       for (int f = 0; f < 8; ++f, levels += 64) {
         const B64 low = field<2>(load<B64>(data + 64 * (f / 4)), f % 4);
         const B64 level = low | times_four(field<1>(high, f));
-        std::memcpy(levels, &level, 64);
+        keep(levels, level);
       }
     }
     return;
@@ -122,18 +126,21 @@ KFN void decode(const uint8_t* data, const uint8_t* tail, const uint8_t* numbers
 #pragma GCC unroll 3
         for (int p = 1; p < P; ++p) level += lookup(tables[p], field<W>(blocks[p], f) | rows);
       }
-      std::memcpy(levels, &level, 64);
+      keep(levels, level);
     }
   }
 }
 
 // s (u - z) for one record of a plane, or of a kind that is one: levels times fp32 inputs.
 KFN F16 exact_record(const uint8_t* levels, F16 scale, F16 zero, const float* x, int kb) {
-  F16 sums[4] = {};
-  for (int k = 0; k < kb / 4; ++k)
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) sums[i] += (floats(bytes_of(levels + 64 * k, i)) - zero) * x[4 * k + i];
-  return scale * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  F16 a{}, b{}, c{}, d{};
+  for (int k = 0; k < kb / 4; ++k, levels += 64, x += 4) {
+    a += (floats(bytes_of(levels, 0)) - zero) * x[0];
+    b += (floats(bytes_of(levels, 1)) - zero) * x[1];
+    c += (floats(bytes_of(levels, 2)) - zero) * x[2];
+    d += (floats(bytes_of(levels, 3)) - zero) * x[3];
+  }
+  return scale * ((a + b) + (c + d));
 }
 
 template <int KIND, int P>
@@ -147,7 +154,7 @@ KFN void exact_plane(const uint8_t* record, const uint8_t* tail, int kb, const f
       F16 all{};
       for (int k = 0; k < kb; ++k) all += splat(x[t * stride + k]);
       const F16 sum = load<F16>(y + 16 * t) + mean * all;
-      std::memcpy(y + 16 * t, &sum, sizeof sum);
+      keep(y + 16 * t, sum);
     }
     scale = scale * 2.0f;
     zero = splat(0.5f);
@@ -156,7 +163,7 @@ KFN void exact_plane(const uint8_t* record, const uint8_t* tail, int kb, const f
   }
   for (long t = 0; t < tokens; ++t) {
     const F16 sum = load<F16>(y + 16 * t) + exact_record(levels, scale, zero, x + t * stride, kb);
-    std::memcpy(y + 16 * t, &sum, sizeof sum);
+    keep(y + 16 * t, sum);
   }
 }
 
@@ -220,41 +227,48 @@ KERNEL void gemm_tiles(const Matrix& w, long first, long last, const Tokens& x, 
           for (int i = 0; i < 2 * count; ++i) {
             float* const row = at + i / 2 * kStride + 16 * (i % 2);
             const F16 sum = load<F16>(row) + means[r + i % 2] * (xscale[i / 2] * static_cast<float>(xsum[i / 2]));
-            std::memcpy(row, &sum, sizeof sum);
+            keep(row, sum);
           }
       }
     }
   }
 }
 
-// The matrix itself, rows 16 tile .., as fp32 (16, n).
+typedef float F4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint8_t B4 __attribute__((vector_size(4), aligned(1), may_alias));
+
+// Four inputs of one row of decoded levels, times s, plus c.
+KFN F4 four(const uint8_t* levels, float s, float c) {
+  B4 bytes;
+  std::memcpy(&bytes, levels, 4);
+  return __builtin_convertvector(bytes, F4) * s + c;
+}
+
+// s u + c of a record, of a plane of trits or of another kind, added to fp32 rows of `width`.
+template <int KIND, int P>
+KFN void unpack_plane(const uint8_t* record, const uint8_t* tail, int kb, float* out, long width) {
+  alignas(64) uint8_t levels[kLevels];
+  decode<KIND, P>(record, tail, nullptr, kb, levels);
+  const F16 scale = halves(tail + (is_trits(KIND) ? 32 * P : 0));
+  F16 start = scale * -1.0f;
+  if (KIND == SIGN) start += halves(tail + 32);
+  else if (!is_trits(KIND)) start = scale * floats(ints(tail + 32)) * -1.0f;
+  float s[16], c[16];
+  keep(s, KIND == SIGN ? scale * 2.0f : scale);
+  keep(c, start);
+  for (int r = 0; r < 16; ++r)
+    for (int k = 0; k < kb / 4; ++k) *(F4*)(out + r * width + 4 * k) += four(levels + 64 * k + 4 * r, s[r], c[r]);
+}
+
+// The matrix itself, rows 16 tile .., as fp32 (16, padded inputs).
 template <int KIND>
 KERNEL void unpack_tile(const Matrix& w, long tile, float* out) {
   const uint8_t* record = w.data + tile * w.row_bytes();
-  for (long g = 0; g < w.groups(); ++g, record += record_bytes(KIND, w.kb)) {
-    const uint8_t* const tail = record + data_bytes(KIND, w.kb);
-    float scale[3][16] = {}, mean[16] = {};
-    for (int p = 0; p < (is_trits(KIND) ? planes(KIND) : 1); ++p) {
-      const F16 s = halves(tail + 32 * p);
-      std::memcpy(scale[p], &s, sizeof s);
-    }
-    if (KIND == SIGN) {
-      const F16 c = halves(tail + 32);
-      std::memcpy(mean, &c, sizeof c);
-    }
-    for (int k = 0; k < w.kb && g * w.kb + k < w.n; ++k)
-      for (int r = 0; r < 16; ++r) {
-        float value = mean[r];
-        int level = 0;
-        for (int p = 0; p < planes(KIND); ++p) {
-          const Place at = place(KIND, p, k);
-          const int u = record[at.block + 4 * r + k % 4] >> at.shift & ((1 << plane_bits(KIND, p)) - 1);
-          if (is_trits(KIND)) value += scale[p][r] * (u - 1);
-          else level |= u << (2 * p);
-        }
-        if (KIND == SIGN) value += scale[0][r] * (2 * level - 1);
-        else if (!is_trits(KIND)) value = scale[0][r] * (level - tail[32 + r]);
-        out[r * w.n + g * w.kb + k] = value * w.factor;
-      }
+  const long data = data_bytes(KIND, w.kb), width = w.groups() * w.kb;
+  std::memset(out, 0, sizeof(float) * 16 * width);
+  for (long g = 0; g < w.groups(); ++g, record += record_bytes(KIND, w.kb), out += w.kb) {
+    unpack_plane<KIND, 0>(record, record + data, w.kb, out, width);
+    if (KIND == TRIT2 || KIND == TRIT3) unpack_plane<KIND, planes(KIND) == 1 ? 0 : 1>(record, record + data, w.kb, out, width);
+    if (KIND == TRIT3) unpack_plane<KIND, planes(KIND) == 3 ? 2 : 0>(record, record + data, w.kb, out, width);
   }
 }

@@ -64,16 +64,3 @@ static void run_kind(const Call& c) {
     }
   });
 }
-
-template <int KIND>
-static void unpack_kind(const Matrix& w, float* out, int threads) {
-  pool::each(w.tiles(), threads, [&](long tile) {
-    if (16 * tile + 16 <= w.m) {
-      unpack_tile<KIND>(w, tile, out + 16 * tile * w.n);
-      return;
-    }
-    std::vector<float> whole(16 * w.n);
-    unpack_tile<KIND>(w, tile, whole.data());
-    std::memcpy(out + 16 * tile * w.n, whole.data(), sizeof(float) * (w.m - 16 * tile) * w.n);
-  });
-}

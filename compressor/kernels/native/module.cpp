@@ -11,12 +11,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "layout.hpp"
 #include "pool.hpp"
 #include "scalars.hpp"
+#include "expand.hpp"
 
 namespace {
 
@@ -26,6 +28,9 @@ constexpr int kTilesAtOnce = 4;                 // of rows that share what is re
 constexpr long kStride = 16 * kTilesAtOnce;      // of the sums of a token
 constexpr long kTokensAtOnce = 480;              // whose sums are held; a multiple of every tile of tokens
 constexpr long kLevels = 64 * kMostInputs / 4;   // bytes of a record, a byte a level
+constexpr long kReadAtOnce = 512;               // bytes
+constexpr long kAhead = 6144;                    // bytes by which memory is asked for before it is read: one core alone has
+                                                 // too few requests under way
 constexpr long kFewTokens = 3;                   // up to which records are not decoded first
 
 struct Call {
@@ -86,6 +91,7 @@ inline std::pair<long, long> span(long count, long chunks, long chunk) {
   return {count * chunk / chunks, count * (chunk + 1) / chunks};
 }
 
+#define COMPRESSOR_LEVEL 0
 #define KIN inline __attribute__((always_inline))
 #define KFN static KIN
 #define KERNEL static __attribute__((noinline))
@@ -94,11 +100,13 @@ namespace portable {
 #include "isa_portable.hpp"
 #include "kernels.hpp"
 }  // namespace portable
+#undef COMPRESSOR_LEVEL
 #undef KIN
 #undef KFN
 #undef KERNEL
 
 #if defined(__x86_64__)
+#define COMPRESSOR_LEVEL 1
 #define COMPRESSOR_TARGET "avx2,fma,f16c,bmi,bmi2,popcnt"
 #define KIN inline __attribute__((always_inline, target(COMPRESSOR_TARGET)))
 #define KFN static KIN
@@ -107,12 +115,13 @@ namespace avx2 {
 #include "isa_avx2.hpp"
 #include "kernels.hpp"
 }  // namespace avx2
+#undef COMPRESSOR_LEVEL
 #undef KIN
 #undef KFN
 #undef KERNEL
 #undef COMPRESSOR_TARGET
 
-#define COMPRESSOR_AVX512 1
+#define COMPRESSOR_LEVEL 2
 #define COMPRESSOR_TARGET \
   "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,prefer-vector-width=512"
 #define KIN inline __attribute__((always_inline, target(COMPRESSOR_TARGET)))
@@ -123,6 +132,7 @@ namespace avx512 {
 #include "isa_avx512.hpp"
 #include "kernels.hpp"
 }  // namespace avx512
+#undef COMPRESSOR_LEVEL
 #undef KIN
 #undef KFN
 #undef KERNEL

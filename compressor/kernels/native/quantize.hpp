@@ -18,7 +18,7 @@ KFN void widen(const void* x, int dtype, long from, long count, int kb, float* o
       std::memcpy(sixteen, in + i, 2 * (count - i < 16 ? count - i : 16));
       F16 all = halves_in_software((const uint8_t*)sixteen);
       float v[16];
-      std::memcpy(v, &all, sizeof v);
+      keep(v, all);
       for (int j = 0; j < 16; ++j)  // the trick with the product knows no infinity
         if ((sixteen[j] & 0x7c00) == 0x7c00) v[j] = sixteen[j] & 0x3ff ? NAN : sixteen[j] & 0x8000 ? -INFINITY : INFINITY;
       std::memcpy(out + i, v, sizeof(float) * (count - i < 16 ? count - i : 16));

@@ -1,6 +1,6 @@
 // Row by row: a mask and what it marks, and plain rows of 16-bit numbers. Included once for each instruction set.
 
-#if COMPRESSOR_AVX512
+#if COMPRESSOR_LEVEL == 2
 // 16 sums over a register each.
 KFN I16 sums_of(const __m512i* v) {
   __m512i a[8], b[4], c[2];
@@ -35,6 +35,35 @@ KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8
   plain = sums_of(plains);
   return codes;
 }
+#elif COMPRESSOR_LEVEL == 1
+KFN int32_t sum_of(__m256i v) {
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
+KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8_t* x, I16& product, I16& plain) {
+  int32_t products[16], plains[16];
+  for (int r = 0; r < 16; ++r, masks += 16) {
+    __m256i p = _mm256_setzero_si256(), s = p;
+    for (int k = 0; k < 16; k += 2) {
+      const int before = __builtin_popcount(masks[k]);
+      const uint64_t first = load<uint64_t>(kExpansion.bytes[masks[k]]), second = load<uint64_t>(kExpansion.bytes[masks[k + 1]]);
+      const __m128i index = _mm_set_epi64x(second + before * 0x0101010101010101ull, first);
+      const __m128i found = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)codes), index);
+      const __m128i in = _mm_loadu_si128((const __m128i*)(x + 8 * k));
+      const __m128i seen = _mm_and_si128(in, _mm_cmpgt_epi8(index, _mm_set1_epi8(-1)));
+      p = _mm256_add_epi32(p, _mm256_madd_epi16(_mm256_cvtepu8_epi16(found), _mm256_cvtepi8_epi16(in)));
+      s = _mm256_add_epi32(s, wider(_mm256_cvtepi8_epi16(seen)));
+      codes += before + __builtin_popcount(masks[k + 1]);
+    }
+    products[r] = sum_of(p);
+    plains[r] = sum_of(s);
+  }
+  product = load<I16>(products);
+  plain = load<I16>(plains);
+  return codes;
+}
 #else
 KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8_t* x, I16& product, I16& plain) {
   int32_t products[16], plains[16];
@@ -65,6 +94,7 @@ KERNEL void partial_tile(const Matrix& w, long tile, const int8_t* x, const floa
   for (long g = 0; g < w.groups(); ++g, x += 128) {
     F16 value{};
     const uint8_t* const tail = at;
+    for (int line = 0; line < 896; line += 64) __builtin_prefetch(at + line + kAhead);
     Dot<1> dot;
     if (SIGNS) {
       at += 64;
@@ -79,7 +109,7 @@ KERNEL void partial_tile(const Matrix& w, long tile, const int8_t* x, const floa
     }
     sum += value * xscale[g];
   }
-  std::memcpy(y, &sum, sizeof sum);
+  keep(y, sum);
 }
 
 // Rows 16 tile .. of a partial or sparse 8-bit matrix as fp32 (16, padded inputs).
@@ -91,51 +121,29 @@ KERNEL void unpack_partial(const Matrix& w, long tile, float* out) {
   std::memcpy(zero, at + 64, sizeof zero);
   at += 128;
   const long width = w.groups() * 128;
-  for (long g = 0; g < w.groups(); ++g) {
+  for (long g = 0; g < w.groups(); ++g, out += 128) {
     float s[16] = {}, c[16] = {};
-    const uint8_t* const plane = at + 64;
+    alignas(64) uint8_t signs[kLevels];
     if (SIGNS) {
-      const F16 scale = halves(at), mean = halves(at + 32);
-      std::memcpy(s, &scale, sizeof s);
-      std::memcpy(c, &mean, sizeof c);
+      keep(s, halves(at));
+      keep(c, halves(at + 32));
+      decode<SIGN>(at + 64, at, nullptr, 128, signs);
       at += 64 + 256;
     }
     const uint8_t *masks = at, *codes = at + 256;
-    for (int r = 0; r < 16; ++r)
-      for (int k = 0; k < 128; ++k) {
-        float& to = out[r * width + g * 128 + k];
-        if (masks[16 * r + k / 8] >> (k % 8) & 1) {
-          to = step[r] * (*codes++ - zero[r]);
-        } else {
-          const int u = plane[k / 32 * 64 + 4 * r + k % 4] >> (k % 32 / 4) & 1;
-          to = SIGNS ? s[r] * (2 * u - 1) + c[r] : 0.0f;
-        }
+    for (int r = 0; r < 16; ++r, masks += 16) {
+      float* const row = out + r * width;
+      if (SIGNS) {
+        for (int k = 0; k < 32; ++k) *(F4*)(row + 4 * k) = four(signs + 64 * k + 4 * r, 2 * s[r], c[r] - s[r]);
+      } else {
+        std::memset(row, 0, sizeof(float) * 128);
       }
+      for (int half = 0; half < 2; ++half)
+        for (uint64_t m = load<uint64_t>(masks + 8 * half); m; m &= m - 1)
+          row[64 * half + __builtin_ctzll(m)] = step[r] * (static_cast<float>(*codes++) - zero[r]);
+    }
     at = codes;
   }
-}
-
-// One 16-bit row as fp32 (padded inputs); returns the end of the row.
-template <int KIND>
-KFN const uint8_t* unpack_row(const uint8_t* at, long groups, float* out) {
-  for (long g = 0; g < groups; ++g, out += 128) {
-    const uint8_t* const masks = at;
-    at += 16;
-    for (int k = 0; k < 128; ++k) {
-      out[k] = 0;
-      if (!(masks[k / 8] >> (k % 8) & 1)) continue;
-      out[k] = KIND == SPARSE_BF16 ? from_bf16(load<uint16_t>(at)) : from_fp16(load<uint16_t>(at));
-      at += 2;
-    }
-  }
-  return at;
-}
-
-template <int KIND>
-KERNEL void unpack_sparse(const Matrix& w, long tile, float* out) {
-  const uint8_t* at = w.data + w.starts()[tile];
-  for (long r = 16 * tile; r < 16 * tile + 16 && r < w.m; ++r, out += 128 * w.groups())
-    at = unpack_row<KIND>(at, w.groups(), out);
 }
 
 KFN float total(F16 v) {
@@ -151,43 +159,71 @@ KFN F16 sixteen(const uint8_t* from) {
   return BF16 ? from_bf16_bits(from) : halves(from);
 }
 
+// Eight entries of a 16-bit type where `mask` has bits, zeros elsewhere.
+template <bool BF16>
+KFN void expand_eight(const uint8_t* from, int mask, float* to) {
+#if COMPRESSOR_LEVEL > 0
+  const __m128i index = _mm_load_si128((const __m128i*)kExpansion.words[mask]);
+  const __m128i found = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)from), index);
+  _mm256_storeu_ps(to, BF16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(found), 16)) : _mm256_cvtph_ps(found));
+#else
+  for (int i = 0; i < 8; ++i) {
+    to[i] = 0;
+    if (!(mask >> i & 1)) continue;
+    to[i] = BF16 ? from_bf16(load<uint16_t>(from)) : from_fp16(load<uint16_t>(from));
+    from += 2;
+  }
+#endif
+}
+
+// Rows 16 tile .. of a sparse 16-bit matrix as fp32 (16, padded inputs).
+template <int KIND>
+KERNEL void unpack_sparse(const Matrix& w, long tile, float* out) {
+  const uint8_t* at = w.data + w.starts()[tile];
+  for (long r = 16 * tile; r < 16 * tile + 16 && r < w.m; ++r)
+    for (long g = 0; g < w.groups(); ++g, out += 128) {
+      const uint8_t* const masks = at;
+      at += 16;
+      for (int i = 0; i < 16; ++i) {
+        expand_eight<KIND == SPARSE_BF16>(at, masks[i], out + 8 * i);
+        at += 2 * __builtin_popcount(masks[i]);
+      }
+    }
+}
+
 // Rows of a sparse 16-bit matrix times one token of fp32 inputs (padded inputs).
 template <int KIND>
 KERNEL void sparse_tile(const Matrix& w, long tile, const float* x, float* y) {
   const uint8_t* at = w.data + w.starts()[tile];
   for (int r = 0; r < 16 && 16 * tile + r < w.m; ++r) {
-    F16 sums[2] = {};
+    F16 low{}, high{};
     for (long k = 0; k < 128 * w.groups(); k += 128) {
       const uint8_t* const masks = at;
       at += 16;
-      for (int i = 0; i < 128; i += 32) {
-        const uint32_t m = load<uint32_t>(masks + i / 8);
-#if COMPRESSOR_AVX512
-        alignas(64) uint8_t v[64];
-        const __m512i all = _mm512_maskz_expand_epi16(m, _mm512_loadu_si512(at));
-        _mm512_store_si512(v, all);
-#else
-        uint16_t v[32] = {};
-        const uint8_t* from = at;
-        for (uint32_t left = m; left; left &= left - 1, from += 2) std::memcpy(v + __builtin_ctz(left), from, 2);
-#endif
-        at += 2 * __builtin_popcount(m);
-        sums[0] += sixteen<KIND == SPARSE_BF16>((const uint8_t*)v) * load<F16>(x + k + i);
-        sums[1] += sixteen<KIND == SPARSE_BF16>((const uint8_t*)v + 32) * load<F16>(x + k + i + 16);
+      for (int i = 0; i < 16; i += 4) {
+        alignas(64) float v[32];
+        __builtin_prefetch(at + kAhead);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          expand_eight<KIND == SPARSE_BF16>(at, masks[i + j], v + 8 * j);
+          at += 2 * __builtin_popcount(masks[i + j]);
+        }
+        low += load<F16>(v) * load<F16>(x + k + 8 * i);
+        high += load<F16>(v + 16) * load<F16>(x + k + 8 * i + 16);
       }
     }
-    y[r] = total(sums[0] + sums[1]);
+    y[r] = total(low + high);
   }
 }
 
 KERNEL float dot(const float* a, const float* b, long n) {
-  F16 sums[2] = {};
+  F16 low{}, high{};
   long k = 0;
   for (; k + 32 <= n; k += 32) {
-    sums[0] += load<F16>(a + k) * load<F16>(b + k);
-    sums[1] += load<F16>(a + k + 16) * load<F16>(b + k + 16);
+    low += load<F16>(a + k) * load<F16>(b + k);
+    high += load<F16>(a + k + 16) * load<F16>(b + k + 16);
   }
-  float sum = total(sums[0] + sums[1]);
+  float sum = total(low + high);
   for (; k < n; ++k) sum += a[k] * b[k];
   return sum;
 }
@@ -195,12 +231,18 @@ KERNEL float dot(const float* a, const float* b, long n) {
 // One row of 16-bit numbers times one token of fp32 inputs.
 template <bool BF16>
 KERNEL float dense_row(const uint8_t* row, const float* x, long n) {
-  F16 sums[4] = {};
+  F16 a{}, b{}, c{}, d{};
   long k = 0;
-  for (; k + 64 <= n; k += 64)
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) sums[i] += sixteen<BF16>(row + 2 * (k + 16 * i)) * load<F16>(x + k + 16 * i);
-  float sum = total((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; k + 64 <= n; k += 64) {
+    const uint8_t* const at = row + 2 * k;
+    __builtin_prefetch(at + kAhead);
+    __builtin_prefetch(at + kAhead + 64);
+    a += sixteen<BF16>(at) * load<F16>(x + k);
+    b += sixteen<BF16>(at + 32) * load<F16>(x + k + 16);
+    c += sixteen<BF16>(at + 64) * load<F16>(x + k + 32);
+    d += sixteen<BF16>(at + 96) * load<F16>(x + k + 48);
+  }
+  float sum = total((a + b) + (c + d));
   for (; k < n; ++k) {
     const uint16_t bits = load<uint16_t>(row + 2 * k);
     sum += (BF16 ? from_bf16(bits) : from_fp16(bits)) * x[k];
@@ -208,7 +250,7 @@ KERNEL float dense_row(const uint8_t* row, const float* x, long n) {
   return sum;
 }
 
-#if COMPRESSOR_AVX512
+#if COMPRESSOR_LEVEL == 2
 #define KBF __attribute__((target(COMPRESSOR_TARGET ",avx512bf16")))
 // The same of bf16 rows with inputs rounded to bf16, where the processor multiplies those.
 static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, const uint16_t* x, long n) {
@@ -216,8 +258,10 @@ static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, co
   long k = 0;
   for (; k + 128 <= n; k += 128)
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < 4; ++i) {
+      __builtin_prefetch(row + 2 * (k + 32 * i) + kAhead);
       s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)_mm512_loadu_si512(row + 2 * (k + 32 * i)), (__m512bh)_mm512_loadu_si512(x + k + 32 * i));
+    }
   for (; k < n; k += 32) {
     const __mmask32 m = n - k >= 32 ? ~0u : (1u << (n - k)) - 1;
     s[0] = _mm512_dpbf16_ps(s[0], (__m512bh)_mm512_maskz_loadu_epi16(m, row + 2 * k), (__m512bh)_mm512_maskz_loadu_epi16(m, x + k));
@@ -235,6 +279,7 @@ static KBF __attribute__((noinline)) void sparse_tile_bf16(const Matrix& w, long
       at += 16;
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
+        __builtin_prefetch(at + kAhead);
         const __m512i v = _mm512_maskz_expand_epi16(m[i], _mm512_loadu_si512(at));
         at += 2 * __builtin_popcount(m[i]);
         s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + k + 32 * i));
@@ -245,3 +290,40 @@ static KBF __attribute__((noinline)) void sparse_tile_bf16(const Matrix& w, long
 }
 #undef KBF
 #endif
+
+// Reads memory and does next to nothing with it.
+KERNEL uint32_t read_blocks(const uint8_t* data, long blocks) {
+  F16 a{}, b{}, c{}, d{};
+  for (long block = 0; block < blocks; ++block)
+    for (int i = 0; i < kReadAtOnce; i += 256, data += 256) {
+      for (int line = 0; line < 256; line += 64) __builtin_prefetch(data + line + kAhead);
+      a += load<F16>(data);
+      b += load<F16>(data + 64);
+      c += load<F16>(data + 128);
+      d += load<F16>(data + 192);
+    }
+  a += b;
+  c += d;
+  a += c;
+  uint32_t words[16];
+  std::memcpy(words, &a, sizeof words);
+  return words[0] ^ words[5] ^ words[15];
+}
+
+// fp32 to the dtype of an output.
+KERNEL void convert(const float* from, long count, float factor, int dtype, char* out) {
+  if (dtype == FLOAT32) {
+    float* const to = (float*)out;
+    for (long i = 0; i < count; ++i) to[i] = from[i] * factor;
+  } else if (dtype == BFLOAT16) {
+    uint16_t* const to = (uint16_t*)out;
+    for (long i = 0; i < count; ++i) {
+      const float value = from[i] * factor;
+      uint32_t word;
+      std::memcpy(&word, &value, 4);
+      to[i] = (uint16_t)((word + 0x7fff + (word >> 16 & 1)) >> 16);  // weights are finite
+    }
+  } else {
+    for (long i = 0; i < count; ++i) store(out, dtype, i, from[i] * factor);
+  }
+}

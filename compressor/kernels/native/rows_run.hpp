@@ -57,7 +57,7 @@ static void run_16(const Call& c) {
   const long groups = w.groups(), padded = 128 * groups;
   float* const x = Scratch::mine().floats(c.tokens * padded);
   widen_tokens(c.x, c.dtype, 0, c.tokens, w.n, 128, groups, x);
-#if COMPRESSOR_AVX512
+#if COMPRESSOR_LEVEL == 2
   if (BF16 && c.bf16_products && (!c.exact || c.dtype == BFLOAT16)) {
     uint16_t* const narrow = (uint16_t*)x;  // in place: a rounded number ends before the next one starts
     for (long i = 0; i < c.tokens * padded; ++i) narrow[i] = to_bf16(x[i]);
@@ -76,13 +76,17 @@ static void run_16(const Call& c) {
   });
 }
 
+// The matrix as rows of an output dtype; TILE makes 16 rows of fp32 with padded inputs.
 template <void (*TILE)(const Matrix&, long, float*)>
-static void unpack_stream(const Matrix& w, float* out, int threads) {
-  const long padded = 128 * w.groups();
-  pool::each(w.tiles(), threads, [&](long tile) {
+static void unpack_tiles(const Matrix& w, char* out, int dtype, int threads) {
+  const long padded = w.kb * w.groups(), chunks = chunks_of(w.tiles(), threads);
+  pool::each(chunks, threads, [&](long chunk) {
+    const auto [first, last] = span(w.tiles(), chunks, chunk);
     std::vector<float> rows(16 * padded);
-    TILE(w, tile, rows.data());
-    for (long row = 16 * tile; row < 16 * tile + 16 && row < w.m; ++row)
-      for (long k = 0; k < w.n; ++k) out[row * w.n + k] = rows[(row - 16 * tile) * padded + k] * w.factor;
+    for (long tile = first; tile < last; ++tile) {
+      TILE(w, tile, rows.data());
+      for (long row = 16 * tile; row < 16 * tile + 16 && row < w.m; ++row)
+        convert(rows.data() + (row - 16 * tile) * padded, w.n, w.factor, dtype, out + row * w.n * width(dtype));
+    }
   });
 }

@@ -14,6 +14,10 @@ KFN T load(const void* from) {
   std::memcpy(&value, from, sizeof value);
   return value;
 }
+template <class T>
+KFN void keep(void* to, T value) {
+  std::memcpy(to, &value, sizeof value);
+}
 KFN I16 ints(const uint8_t* bytes) { return __builtin_convertvector(load<B16>(bytes), I16); }
 KFN F16 floats(I16 v) { return __builtin_convertvector(v, F16); }
 KFN F16 greater(F16 a, F16 b) { return a > b ? a : b; }

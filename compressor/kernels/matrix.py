@@ -83,6 +83,14 @@ class Matrix:
         Returns:
             (tokens, m) in the dtype of ``x``.
         """
+        if torch.compiler.is_compiling():
+            from compressor.kernels.ops import traced_product
+
+            return traced_product(self, x, bias, level, exact)
+        return self.eager_product(x, bias, level, exact)
+
+    def eager_product(self, x: Tensor, bias: Tensor | None, level: str, exact: bool) -> Tensor:
+        """As `product`, outside of graphs."""
         tokens = x.shape[0]
         if tokens > (EXACT if exact else FEW.get(self.kind, tokens)):
             weight = self.dense(x.dtype, level)

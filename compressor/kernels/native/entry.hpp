@@ -80,8 +80,8 @@ class Arguments {
 Matrix shape_from(Arguments& in) {
   Matrix w{};
   w.kind = static_cast<int>(in.number("kind", TRIT1, DENSE_FP16));
-  w.m = static_cast<long>(in.number("rows", 1, 1L << 31));
-  w.n = static_cast<long>(in.number("inputs", 1, 1L << 31));
+  w.m = static_cast<long>(in.number("rows", 1, (1L << 31) - 1));
+  w.n = static_cast<long>(in.number("inputs", 1, (1L << 31) - 1));
   w.kb = static_cast<int>(in.number("inputs of a record", 32, kMostInputs));
   in.expect(w.kb == 128 || (is_levels(w.kind) && (w.kb == 32 || w.kb == 64)), "inputs of a record");
   return w;
@@ -148,11 +148,13 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.w = matrix_from(in);
   call.x = in.address<uint8_t>("x");
   call.dtype = static_cast<int>(in.number("dtype", FLOAT32, FLOAT16));
-  call.tokens = static_cast<long>(in.number("tokens", 1, 1L << 31));
+  call.tokens = static_cast<long>(in.number("tokens", 1, (1L << 31) - 1));
   call.out = in.address<uint8_t>("out");
   call.bias = in.address<float>("bias", true);
   call.exact = in.number("exact", 0, 1) != 0;
   call.threads = static_cast<int>(in.number("threads", 1, 1024));
+  in.expect(reinterpret_cast<uintptr_t>(call.x) % width(call.dtype) == 0, "alignment of x");
+  in.expect(reinterpret_cast<uintptr_t>(call.out) % width(call.dtype) == 0, "alignment of out");
   const int level = level_from(in);
   call.bf16_products = machine.bf16;
   if (!in.good()) return nullptr;
@@ -263,8 +265,17 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", "Kernels of compress
 
 }  // namespace
 
+// A digest of what was compiled, so that an extension that is older than the files beside it is known for what it is.
+#ifndef COMPRESSOR_SOURCES
+#define COMPRESSOR_SOURCES unknown
+#endif
+#define COMPRESSOR_TEXT_OF(words) #words
+#define COMPRESSOR_TEXT(words) COMPRESSOR_TEXT_OF(words)
+
 PyMODINIT_FUNC PyInit__native() {
   machine = look();
   pool::set_up();
-  return PyModule_Create(&definition);
+  PyObject* const module = PyModule_Create(&definition);
+  if (module && PyModule_AddStringConstant(module, "sources", COMPRESSOR_TEXT(COMPRESSOR_SOURCES)) < 0) return nullptr;
+  return module;
 }

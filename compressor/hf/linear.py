@@ -51,6 +51,7 @@ class PackedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = spec["shape"]
         self.spec = dict(spec)
+        self.fast: Any = None  # a product that needs no unpacked matrix, see compressor/kernels/model.py
         self.lender: list[PackedLinear] = []  # who holds a factor that is shared; in a list, not to be a submodule
         self.compute_dtype = dtype
         for part, (shape, part_dtype) in format_of(spec).layout(spec).items():
@@ -84,6 +85,8 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
+        if self.fast is not None and self.fast.fits(x, self.bias):
+            return self.fast(x, self.bias)  # type: ignore[no-any-return]
         if (apply := format_of(self.spec).apply) is not None:
             return apply(x, self.bias, self.parts, self.spec, self.compute_dtype)
         return F.linear(x, self.unpacked(), self.bias)
@@ -100,6 +103,8 @@ class PackedLinear(nn.Linear):
 
         probe = fn(torch.empty(0, dtype=self.compute_dtype, device=next(iter(self._own_parts.values())).device))
         super()._apply(move_only, recurse)  # type: ignore[no-untyped-call]
+        if probe.device.type != "cpu":
+            self.fast = None
         self.compute_dtype = probe.dtype
         return self
 

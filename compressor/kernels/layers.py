@@ -1,0 +1,151 @@
+"""What a packed layer calls instead of unpacking its matrix: one of the rungs, for one layer or several that share
+their input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from compressor.errors import UserError
+from compressor.formats.parts import Spec
+from compressor.formats.registry import format_of
+from compressor.kernels.matrix import DTYPES, Kind, Matrix
+from compressor.kernels.native import LEVELS
+from compressor.kernels.products import Product, Unsupported, make_product
+from compressor.kernels.stock import Dense, make_stock
+
+ACTIVATIONS = "COMPRESSOR_ACTIVATIONS"
+"""Environment variable: ``int8`` (the default) or ``exact``."""
+
+
+def exact_activations() -> bool:
+    """Whether activations are to stay as they are.
+
+    Raises:
+        UserError: the variable says something else.
+    """
+    value = os.environ.get(ACTIVATIONS, "int8").strip().lower() or "int8"
+    if value not in ("int8", "exact"):
+        raise UserError(f"{ACTIVATIONS}={value}: expected int8 or exact", fix=f"unset {ACTIVATIONS}")
+    return value == "exact"
+
+
+@dataclass(eq=False)
+class Fast:
+    """The product of one layer.
+
+    Attributes:
+        rung: how it multiplies, one of `native.RUNGS`.
+        reason: why it is not the rung that was asked for; empty if it is.
+        product: of the matrix, in the layout of that rung.
+        exact: see `Matrix.product`.
+        group: layers with the same input that are multiplied together, and this one's place among them; or None.
+    """
+
+    rung: str
+    reason: str
+    product: Product | Dense
+    exact: bool
+    group: tuple[Group, int] | None = None
+
+    def fits(self, x: Tensor, bias: Tensor | None) -> bool:
+        """Whether this can stand in for a layer: on the CPU, and nobody wants gradients."""
+        if x.device.type != "cpu" or x.dtype not in DTYPES:
+            return False
+        return not torch.is_grad_enabled() or not (x.requires_grad or (bias is not None and bias.requires_grad))
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Map (..., n) to (..., m)."""
+        flat = x.reshape(-1, x.shape[-1])
+        if self.group is not None and not torch.compiler.is_compiling():
+            y = self.group[0].take(self.group[1], x, flat)
+            if bias is not None:
+                y = y + bias.to(y.dtype)
+        else:
+            y = self.product.product(flat, None if bias is None else bias.float(), self.rung, self.exact)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+@dataclass(eq=False)
+class Group:
+    """Matrices in one piece of memory, one below the other, that are multiplied with an input when the first is asked.
+
+    The others' results wait until they are asked for the same tensor; another tensor, or one that was changed in
+    between, is multiplied anew.
+    """
+
+    whole: Matrix
+    sizes: list[int]
+    rung: str
+    exact: bool
+    _input: Tensor | None = None
+    _version: int | None = None
+    _waiting: dict[int, Tensor] = field(default_factory=dict)
+
+    def take(self, place: int, x: Tensor, flat: Tensor) -> Tensor:
+        """Return the product of the matrix in ``place`` with ``flat`` (tokens, n), the rows of ``x``."""
+        version = None if x.is_inference() else x._version
+        if self._input is not x or self._version != version or place not in self._waiting:
+            products = self.whole.product(flat, None, self.rung, self.exact).split(self.sizes, dim=1)
+            self._waiting = dict(enumerate(products))
+            self._input, self._version = x, version
+        found = self._waiting.pop(place)
+        if not self._waiting:
+            self._input = None
+        return found
+
+
+def make_fast(parts: Mapping[str, Tensor], spec: Spec, rung: str, dtype: torch.dtype) -> Fast | None:
+    """Prepare a packed matrix for a rung, or for the next lower one that can do it.
+
+    Args:
+        parts, spec: what was stored.
+        rung: see `native.rung`.
+        dtype: of the activations.
+
+    Returns:
+        None where the rung is ``packed``: the layer unpacks its matrix for every use.
+    """
+    exact = exact_activations()
+    if rung == "packed" or dtype not in DTYPES or any(part.device.type != "cpu" for part in parts.values()):
+        return None
+    reason = ""
+    if rung in LEVELS:
+        try:
+            return Fast(rung, "", make_product(parts, spec, rung), exact)
+        except Unsupported as why:
+            reason = str(why)
+    if rung != "dense" and not exact and (stock := make_stock(parts, spec)) is not None:
+        return Fast("torch", reason, stock, exact)
+    return Fast("dense", reason, Dense(format_of(spec).unpack(parts, spec).to(dtype)), exact)
+
+
+def join(layers: list[Fast]) -> bool:
+    """Let layers that share their input be multiplied together, if their matrices fit below each other."""
+    matrices = [layer.product for layer in layers]
+    if not all(isinstance(matrix, Matrix) for matrix in matrices):
+        return False
+    found = [matrix for matrix in matrices if isinstance(matrix, Matrix)]
+    first = found[0]
+    alike = all(
+        (m.kind, m.n, m.kb, m.factor) == (first.kind, first.n, first.kb, first.factor) and m.m % 16 == 0 for m in found
+    )
+    if not alike or first.kind > Kind.SIGN or len({layer.rung for layer in layers}) > 1:
+        return False
+    data = torch.cat([matrix.data for matrix in found])
+    extras = [matrix.extra for matrix in found if matrix.extra is not None]
+    extra = torch.cat(extras) if extras else None
+    whole = replace(first, m=sum(matrix.m for matrix in found), data=data, extra=extra)
+    group = Group(whole, [matrix.m for matrix in found], layers[0].rung, layers[0].exact)
+    at_bytes = at_tiles = 0
+    for place, (layer, matrix) in enumerate(zip(layers, found, strict=True)):
+        part = data[at_bytes : at_bytes + matrix.data.numel()]
+        tiles = matrix.m // 16
+        layer.product = replace(matrix, data=part, extra=None if extra is None else extra[at_tiles : at_tiles + tiles])
+        layer.group = (group, place)
+        at_bytes, at_tiles = at_bytes + matrix.data.numel(), at_tiles + tiles
+    return True

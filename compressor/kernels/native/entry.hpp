@@ -56,6 +56,7 @@ class Arguments {
   void expect(bool holds, const char* what) {
     if (!holds) fail(what);
   }
+  bool fits() const { return !wrong_; }
   // Whether all went well; else a ValueError is set.
   bool good() {
     if (!wrong_ && at_ != count_) wrong_ = "number of arguments";
@@ -95,15 +96,18 @@ Matrix matrix_from(Arguments& in) {
   const long long bytes = in.number("bytes", 0, 1LL << 46);
   w.extra = in.address<int64_t>("extra", true);
   in.expect(reinterpret_cast<uintptr_t>(w.data) % 64 == 0, "alignment of data to 64 bytes");
+  if (!in.fits()) return w;  // sizes may be nonsense
   if (is_levels(w.kind)) {
     in.expect(bytes == w.bytes(), "bytes");
     in.expect((w.kind != TRIT2 && w.kind != TRIT3) || w.extra != nullptr, "numbers of trits");
   } else if (is_stream(w.kind)) {
     in.expect(w.extra != nullptr, "starts");
-    if (w.extra != nullptr) {
+    in.expect(w.least() + kSlack <= bytes, "bytes");
+    if (in.fits()) {
       bool rising = w.starts()[0] == 0;
-      for (long tile = 0; tile < w.tiles(); ++tile) rising = rising && w.starts()[tile] <= w.starts()[tile + 1];
-      in.expect(rising && w.starts()[w.tiles()] + kSlack <= bytes, "starts");
+      for (long tile = 0; tile < w.tiles() && rising; ++tile)
+        rising = w.starts()[tile] <= bytes && w.starts()[tile + 1] - w.starts()[tile] >= w.least(tile);
+      in.expect(rising && w.starts()[w.tiles()] <= bytes - kSlack, "starts");
     }
   } else {
     in.expect(bytes == 2LL * w.m * w.n, "bytes");
@@ -187,7 +191,8 @@ PyObject* pack_records(PyObject*, PyObject* const* args, Py_ssize_t count) {
   auto* const data = in.address<uint8_t>("data");
   const long long bytes = in.number("bytes", 0, 1LL << 46);
   const int threads = static_cast<int>(in.number("threads", 1, 1024));
-  in.expect(is_levels(w.kind) && bytes == w.bytes(), "bytes");
+  in.expect(is_levels(w.kind), "kind");
+  if (in.fits()) in.expect(bytes == w.bytes(), "bytes");
   if (!in.good()) return nullptr;
   return freely([&] { pack_levels(w, entries, tails, data, threads); });
 }
@@ -218,7 +223,7 @@ PyObject* pack_rows(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const long long bytes = in.number("bytes", 0, 1LL << 46);
   const int threads = static_cast<int>(in.number("threads", 1, 1024));
   in.expect(is_stream(w.kind), "kind");
-  if (data != nullptr && starts != nullptr && w.m > 0) in.expect(starts[w.tiles()] + kSlack <= bytes, "bytes");
+  if (in.fits() && data != nullptr) in.expect(starts[w.tiles()] <= bytes - kSlack, "bytes");
   if (!in.good()) return nullptr;
   return freely([&] { pack_stream(w, from, starts, data, threads); });
 }

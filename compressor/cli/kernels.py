@@ -23,14 +23,14 @@ def build() -> None:
     Needed only where there was no compiler at installation. They go to ~/.cache/compressor/kernels.
     """
     from compressor.kernels.build import compile_kernels
-    from compressor.kernels.native import built_file, load, native
+    from compressor.kernels.native import built_file, forget, load, native
     from compressor.run.doctor import kernels_text
 
     target = built_file()
     typer.echo(shlex.join(compile_kernels(target)))
     made = load(target)
     typer.echo(f"{target}: {kernels_text(made)}")
-    native.cache_clear()
+    forget()
     used = native()
     if used is not None and used.file != target:
         typer.echo(f"used before it: {used.file}, which was compiled from the same sources at installation")

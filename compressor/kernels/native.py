@@ -98,6 +98,12 @@ def native() -> Native | None:
     return search()[0]
 
 
+def forget() -> None:
+    """Search anew when somebody asks next: files have changed."""
+    search.cache_clear()
+    native.cache_clear()
+
+
 def wanted() -> str:
     """What COMPRESSOR_KERNELS says; ``auto`` if nothing.
 

@@ -19,12 +19,6 @@ from compressor.kernels.sources import source_digest
 SCRATCH = Path(__file__).resolve().parents[2] / "build" / "tests"
 
 
-def forget() -> None:
-    """Let the kernels be searched for anew."""
-    search.search.cache_clear()
-    search.native.cache_clear()
-
-
 @pytest.fixture(scope="session")
 def kernels() -> Iterator[search.Native]:
     """The kernels under test. They stay loaded for the tests that need none."""
@@ -33,7 +27,7 @@ def kernels() -> Iterator[search.Native]:
         patch.delenv(search.VARIABLE, raising=False)
         if named:
             patch.setattr(search, "candidates", lambda: [Path(named)])
-        forget()
+        search.forget()
         found = search.native()
         if found is None and not named:
             file = SCRATCH / f"{source_digest()}{search.ABI3}"
@@ -43,8 +37,8 @@ def kernels() -> Iterator[search.Native]:
             except UserError as error:
                 pytest.skip(f"no kernels installed, and none can be compiled: {error}")
             patch.setattr(search, "candidates", lambda: [file])
-            forget()
+            search.forget()
             found = search.native()
         assert found is not None, search.search()[1]
         yield found
-    forget()
+    search.forget()

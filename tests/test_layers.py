@@ -16,14 +16,14 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "formats": set(),
     "mixers": set(),
-    "methods": {"formats", "mixers"},
     "kernels": {"formats"},
-    "hf": {"formats", "mixers", "kernels"},
+    "methods": {"formats", "mixers"},
+    "hf": {"kernels", "formats", "mixers"},
     "calibration": set(),
     "engine": {"methods", "formats", "mixers", "hf"},
     "report": {"engine", "formats"},
-    "run": {"report", "calibration", "engine", "hf", "methods", "mixers", "formats"},
-    "cli": {"run", "report", "calibration", "engine", "hf", "methods", "formats", "kernels"},
+    "run": {"report", "calibration", "engine", "hf", "kernels", "methods", "mixers", "formats"},
+    "cli": {"run", "report", "calibration", "engine", "hf", "kernels", "methods", "formats"},
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
 

@@ -11,10 +11,12 @@ import typer
 import compressor
 from compressor.cli.adapter import adapter
 from compressor.cli.compare import compare
+from compressor.cli.doctor import doctor
 from compressor.cli.evaluate import evaluate
 from compressor.cli.explain import explain
 from compressor.cli.export import export
 from compressor.cli.generate import generate
+from compressor.cli.kernels import kernels
 from compressor.cli.run import plan, run
 from compressor.cli.stages import decompose, linearize, prune, quantize
 from compressor.engine.imports import end_quickly
@@ -28,8 +30,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for verb in (prune, quantize, decompose, linearize, run, plan, evaluate, compare, explain, generate, adapter, export):
+for verb in (
+    prune, quantize, decompose, linearize, run, plan, evaluate, compare, explain, generate, adapter, export, doctor,
+):  # fmt: skip
     app.command()(verb)
+app.add_typer(kernels)
 
 
 def _version(asked: bool) -> None:

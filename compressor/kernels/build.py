@@ -1,28 +1,35 @@
-"""Compiling the kernels: by ``pip install`` and by ``compressor kernels build``, with the same options."""
+"""Compiling the kernels after the installation: ``compressor kernels build``."""
 
 from __future__ import annotations
 
-import hashlib
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
 
 from compressor.errors import UserError
-
-SOURCE = Path(__file__).parent / "native" / "module.cpp"
-OPTIONS = ("-std=c++17", "-O3", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wno-psabi")
-"""Never -march=native: instruction sets are chosen at run time."""
+from compressor.kernels.sources import OPTIONS, SOURCE, digest_option
 
 
-def source_digest() -> str:
-    """Sixteen hexadecimal digits that change with the source and the options."""
-    digest = hashlib.sha256(" ".join(OPTIONS).encode())
-    for file in sorted(SOURCE.parent.iterdir()):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+def compiler() -> list[str]:
+    """The C++ compiler and options that CXX gives it; without CXX the first of g++, clang++ and c++ on the path.
+
+    Raises:
+        UserError: there is none.
+    """
+    asked = shlex.split(os.environ.get("CXX", ""))
+    if asked:
+        if shutil.which(asked[0]) is None:
+            raise UserError(f"CXX={' '.join(asked)}: there is no such program", fix="unset CXX")
+        return asked
+    found = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    if found is None:
+        raise UserError("no C++ compiler: expected g++ or clang++ on the path", fix="install one or set CXX")
+    return [found]
 
 
 def compile_kernels(target: Path, extra: tuple[str, ...] = ()) -> list[str]:
@@ -32,23 +39,28 @@ def compile_kernels(target: Path, extra: tuple[str, ...] = ()) -> list[str]:
         extra: further options of the compiler.
 
     Raises:
-        UserError: there is no compiler, or it fails.
+        UserError: there is no compiler, no header of Python, or the compiler fails.
     """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
-    if compiler is None:
-        raise UserError("no C++ compiler: expected g++ or clang++ on the path", fix="set CXX")
+    if os.name != "posix":
+        raise UserError("the kernels need GCC or Clang on Linux or macOS")
+    program = compiler()
     include = sysconfig.get_path("include")
     if not (Path(include) / "Python.h").exists():
         raise UserError(f"Python.h is not in {include}", fix="install Python's headers (python3-dev)")
+    shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / target.name
-        shared = ["-shared", "-fPIC", "-pthread"]
-        if os.uname().sysname == "Darwin":
-            shared = ["-bundle", "-undefined", "dynamic_lookup"]
-        command = [*compiler.split(), *OPTIONS, *extra, *shared, f"-I{include}", str(SOURCE), "-o", str(made)]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        if found.returncode:
-            raise UserError(f"{command[0]} failed:\n{found.stderr.strip()[-2000:]}", fix="set CXX to another compiler")
+        options = [*OPTIONS, digest_option(), *extra, "-fPIC", *shared, f"-I{include}"]
+        command = [*program, *options, str(SOURCE), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            raise UserError(f"{program[0]} failed: {_complaint(done.stderr)}", fix="set CXX to another compiler")
         made.replace(target)
-    return command
+    return [*command[:-1], str(target)]
+
+
+def _complaint(text: str) -> str:
+    """The first errors among what a compiler said."""
+    lines = text.strip().splitlines()
+    return "\n".join([line for line in lines if "error" in line][:3] or lines[-3:]) or "it said nothing"

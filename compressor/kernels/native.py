@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from compressor.errors import UserError
+from compressor.kernels.sources import source_digest
 
 VARIABLE = "COMPRESSOR_KERNELS"
 LEVELS = ("portable", "avx2", "avx512")
@@ -51,35 +51,57 @@ def built_folder() -> Path:
     return Path(base) / "compressor" / "kernels"
 
 
+def built_file() -> Path:
+    """What ``compressor kernels build`` makes of the sources of this version."""
+    return built_folder() / f"{source_digest()}{ABI3}"
+
+
 def candidates() -> list[Path]:
     """Files that may be the extension, in the order in which they are tried: installed, then built later."""
     here = Path(__file__).parent
-    from compressor.kernels.build import source_digest
-
-    return [*(here / f"_native{suffix}" for suffix in (ABI3, *EXTENSION_SUFFIXES)),
-            built_folder() / f"{source_digest()}{ABI3}"]  # fmt: skip
+    return [*(here / f"_native{suffix}" for suffix in (ABI3, *EXTENSION_SUFFIXES)), built_file()]
 
 
-def _imported(file: Path) -> ModuleType:
+def load(file: Path) -> Native:
+    """Load one file.
+
+    Raises:
+        ImportError: it is no extension for this interpreter and system, or made from other sources than those beside it.
+    """
     spec = importlib.util.spec_from_file_location("compressor.kernels._native", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    made_from = getattr(module, "sources", "unknown")  # unknown: compiled by hand
+    if made_from not in ("unknown", source_digest()):
+        raise ImportError("made from other sources than those beside it")
+    best, bf16 = module.processor()
+    return Native(module, file, best, bf16)
 
 
 @cache
-def native() -> Native | None:
-    """The compiled kernels; None where there are none that this interpreter can load."""
+def search() -> tuple[Native | None, tuple[str, ...]]:
+    """The compiled kernels, or None, and what is wrong with files that were tried before."""
+    wrong = []
     for file in candidates():
         if file.exists():
             try:
-                module = _imported(file)
-            except ImportError:  # built for another system
-                continue
-            best, bf16 = module.processor()
-            return Native(module, file, best, bf16)
-    return None
+                return load(file), tuple(wrong)
+            except ImportError as error:
+                wrong.append(f"{file}: {error}".replace(f": {file}:", ":"))
+    return None, tuple(wrong)
+
+
+@cache  # too: it is asked at every product
+def native() -> Native | None:
+    """The compiled kernels; None where there are none that this interpreter can load."""
+    return search()[0]
+
+
+def forget() -> None:
+    """Search anew when somebody asks next: files have changed."""
+    search.cache_clear()
+    native.cache_clear()
 
 
 def wanted() -> str:
@@ -110,8 +132,16 @@ def rung() -> str:
     Raises:
         UserError: see `wanted`.
     """
-    value = wanted()
+    return rung_and_why()[0]
+
+
+def rung_and_why() -> tuple[str, str]:
+    """`rung`, and the reason in words."""
+    value, found = wanted(), native()
     if value != "auto":
-        return value
-    found = native()
-    return LEVELS[found.best] if found is not None and found.best else "torch"
+        return value, f"forced by {VARIABLE}"
+    if found is None:
+        return "torch", "the kernels are not compiled; run `compressor kernels build`"
+    if not found.best:
+        return "torch", "the kernels are plain C++ on this processor, which has not AVX2"
+    return LEVELS[found.best], "the best that this processor has"

@@ -56,6 +56,7 @@ class Arguments {
   void expect(bool holds, const char* what) {
     if (!holds) fail(what);
   }
+  bool fits() const { return !wrong_; }
   // Whether all went well; else a ValueError is set.
   bool good() {
     if (!wrong_ && at_ != count_) wrong_ = "number of arguments";
@@ -80,8 +81,8 @@ class Arguments {
 Matrix shape_from(Arguments& in) {
   Matrix w{};
   w.kind = static_cast<int>(in.number("kind", TRIT1, DENSE_FP16));
-  w.m = static_cast<long>(in.number("rows", 1, 1L << 31));
-  w.n = static_cast<long>(in.number("inputs", 1, 1L << 31));
+  w.m = static_cast<long>(in.number("rows", 1, (1L << 31) - 1));
+  w.n = static_cast<long>(in.number("inputs", 1, (1L << 31) - 1));
   w.kb = static_cast<int>(in.number("inputs of a record", 32, kMostInputs));
   in.expect(w.kb == 128 || (is_levels(w.kind) && (w.kb == 32 || w.kb == 64)), "inputs of a record");
   return w;
@@ -95,15 +96,18 @@ Matrix matrix_from(Arguments& in) {
   const long long bytes = in.number("bytes", 0, 1LL << 46);
   w.extra = in.address<int64_t>("extra", true);
   in.expect(reinterpret_cast<uintptr_t>(w.data) % 64 == 0, "alignment of data to 64 bytes");
+  if (!in.fits()) return w;  // sizes may be nonsense
   if (is_levels(w.kind)) {
     in.expect(bytes == w.bytes(), "bytes");
     in.expect((w.kind != TRIT2 && w.kind != TRIT3) || w.extra != nullptr, "numbers of trits");
   } else if (is_stream(w.kind)) {
     in.expect(w.extra != nullptr, "starts");
-    if (w.extra != nullptr) {
+    in.expect(w.least() + kSlack <= bytes, "bytes");
+    if (in.fits()) {
       bool rising = w.starts()[0] == 0;
-      for (long tile = 0; tile < w.tiles(); ++tile) rising = rising && w.starts()[tile] <= w.starts()[tile + 1];
-      in.expect(rising && w.starts()[w.tiles()] + kSlack <= bytes, "starts");
+      for (long tile = 0; tile < w.tiles() && rising; ++tile)
+        rising = w.starts()[tile] <= bytes && w.starts()[tile + 1] - w.starts()[tile] >= w.least(tile);
+      in.expect(rising && w.starts()[w.tiles()] <= bytes - kSlack, "starts");
     }
   } else {
     in.expect(bytes == 2LL * w.m * w.n, "bytes");
@@ -148,11 +152,13 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.w = matrix_from(in);
   call.x = in.address<uint8_t>("x");
   call.dtype = static_cast<int>(in.number("dtype", FLOAT32, FLOAT16));
-  call.tokens = static_cast<long>(in.number("tokens", 1, 1L << 31));
+  call.tokens = static_cast<long>(in.number("tokens", 1, (1L << 31) - 1));
   call.out = in.address<uint8_t>("out");
   call.bias = in.address<float>("bias", true);
   call.exact = in.number("exact", 0, 1) != 0;
   call.threads = static_cast<int>(in.number("threads", 1, 1024));
+  in.expect(reinterpret_cast<uintptr_t>(call.x) % width(call.dtype) == 0, "alignment of x");
+  in.expect(reinterpret_cast<uintptr_t>(call.out) % width(call.dtype) == 0, "alignment of out");
   const int level = level_from(in);
   call.bf16_products = machine.bf16;
   if (!in.good()) return nullptr;
@@ -186,7 +192,8 @@ PyObject* pack_records(PyObject*, PyObject* const* args, Py_ssize_t count) {
   auto* const data = in.address<uint8_t>("data");
   const long long bytes = in.number("bytes", 0, 1LL << 46);
   const int threads = static_cast<int>(in.number("threads", 1, 1024));
-  in.expect(is_levels(w.kind) && bytes == w.bytes(), "bytes");
+  in.expect(is_levels(w.kind), "kind");
+  if (in.fits()) in.expect(bytes == w.bytes(), "bytes");
   if (!in.good()) return nullptr;
   return freely([&] { pack_levels(w, entries, tails, data, threads); });
 }
@@ -217,7 +224,7 @@ PyObject* pack_rows(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const long long bytes = in.number("bytes", 0, 1LL << 46);
   const int threads = static_cast<int>(in.number("threads", 1, 1024));
   in.expect(is_stream(w.kind), "kind");
-  if (data != nullptr && starts != nullptr && w.m > 0) in.expect(starts[w.tiles()] + kSlack <= bytes, "bytes");
+  if (in.fits() && data != nullptr) in.expect(starts[w.tiles()] <= bytes - kSlack, "bytes");
   if (!in.good()) return nullptr;
   return freely([&] { pack_stream(w, from, starts, data, threads); });
 }
@@ -264,8 +271,17 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", "Kernels of compress
 
 }  // namespace
 
+// A digest of what was compiled, so that an extension that is older than the files beside it is known for what it is.
+#ifndef COMPRESSOR_SOURCES
+#define COMPRESSOR_SOURCES unknown
+#endif
+#define COMPRESSOR_TEXT_OF(words) #words
+#define COMPRESSOR_TEXT(words) COMPRESSOR_TEXT_OF(words)
+
 PyMODINIT_FUNC PyInit__native() {
   machine = look();
   pool::set_up();
-  return PyModule_Create(&definition);
+  PyObject* const module = PyModule_Create(&definition);
+  if (module && PyModule_AddStringConstant(module, "sources", COMPRESSOR_TEXT(COMPRESSOR_SOURCES)) < 0) return nullptr;
+  return module;
 }

@@ -58,6 +58,12 @@ struct Matrix {
   long groups() const { return (n + kb - 1) / kb; }
   long row_bytes() const { return groups() * record_bytes(kind, kb); }
   long bytes() const { return tiles() * row_bytes(); }
+  // Of a stream, what one of its tiles takes when nothing is marked, and what all of them do.
+  long least(long tile) const {
+    const long rows = m - kRows * tile < kRows ? m - kRows * tile : kRows;
+    return kind == PARTIAL ? 128 + groups() * 576 : kind == SPARSE8 ? 128 + groups() * 256 : rows * groups() * 16;
+  }
+  long least() const { return (tiles() - 1) * least(0) + least(tiles() - 1); }
 };
 
 // Offset in a record of the block that holds an input, and the field in its bytes.

@@ -38,7 +38,7 @@ KFN B64 field(B64 block, int f) {
 KFN B64 times_four(B64 ones) { return (B64)((W16)ones << 2); }
 
 // Four bytes a lane: 0, a, 2 a, 3 a. The last may overflow, and is then not used.
-KFN B64 multiples(I16 a) { return (B64)(a * 0x03020100); }
+KFN B64 multiples(I16 a) { return (B64)((W16)a * 0x03020100u); }
 
 KFN F16 from_bf16_bits(const uint8_t* from) { return (F16)(__builtin_convertvector(load<H16>(from), W16) << 16); }
 

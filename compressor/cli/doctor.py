@@ -1,0 +1,26 @@
+"""``compressor doctor``: what is installed, what this machine has, and what is wrong with it."""
+
+from __future__ import annotations
+
+import typer
+
+from compressor.cli.common import Json, print_json
+from compressor.cli.tables import printable
+
+
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices, the kernels for packed models and disk space; exit code 1 where something is wrong.
+
+    Stays off the network.
+    """
+    from compressor.run.doctor import examine
+
+    facts = examine()
+    if as_json:
+        print_json([{"name": fact.name, "value": fact.value, "wrong": fact.wrong} for fact in facts])
+    else:
+        width = max(len(fact.name) for fact in facts)
+        for fact in facts:
+            typer.echo(printable(f"{fact.name:{width}}  {'WRONG: ' if fact.wrong else ''}{fact.value}"))
+    if any(fact.wrong for fact in facts):
+        raise typer.Exit(1)

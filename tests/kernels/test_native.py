@@ -1,0 +1,223 @@
+"""The native kernels against fp64: every instruction set, layout, dtype and way to multiply, over odd shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kernel_cases import CASES, Case, excess, numbers
+from torch import Tensor
+
+from compressor.kernels import matrix as matrices
+from compressor.kernels.matrix import Kind
+from compressor.kernels.native import LEVELS, Native
+
+SHAPES = ((1, 1, 32), (7, 33, 64), (16, 128, 128), (17, 129, 32), (48, 256, 64), (50, 300, 128), (33, 172, 172),
+          (113, 100, 1 << 20))  # fmt: skip
+"""m, n, inputs that share a scale."""
+
+TOKENS = (1, 2, 3, 4, 7, 12, 13, 33)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def kernels_only(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is handed to PyTorch, however many tokens there are; the number of threads is put back."""
+    monkeypatch.setattr(matrices, "EXACT", 1 << 30)
+    monkeypatch.setattr(matrices, "FEW", {})
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def need(kernels: Native, level: str) -> None:
+    if LEVELS.index(level) > kernels.best:
+        pytest.skip(f"this processor has no {level}")
+
+
+def activations(tokens: int, n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    g = numbers(seed, tokens, n)
+    x = torch.randn(tokens, n, generator=g)
+    x[:, :: max(1, n // 3)] *= 20  # outliers, as real activations have them
+    return x.to(dtype)
+
+
+def check(case: Case, x: Tensor, level: str, exact: bool, bias: Tensor | None = None) -> None:
+    y = case.matrix.product(x, bias, level, exact)
+    assert y.shape == (len(x), case.matrix.m) and y.dtype == x.dtype
+    assert excess(case, x, y, bias, exact) <= 1, (case.matrix.kind, x.shape, x.dtype, level, exact, bias is None)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("level", LEVELS)
+def test_products_are_those_of_fp64(level: str, name: str, kernels: Native) -> None:
+    need(kernels, level)
+    for index, (m, n, group) in enumerate(SHAPES):
+        case = CASES[name](m, n, group, level)
+        bias = torch.randn(m, generator=numbers(3, m, n))
+        for place, tokens in enumerate(TOKENS):
+            for exact in (False, True):
+                dtype = DTYPES[(index + place + exact) % 3]
+                check(case, activations(tokens, n, dtype), level, exact, bias if (index + place) % 2 else None)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_dtype_with_bias(name: str, kernels: Native) -> None:
+    case = CASES[name](50, 300, 128, LEVELS[kernels.best])
+    bias = torch.randn(50, generator=numbers(4, 50, 300))
+    for dtype in DTYPES:
+        for tokens in (1, 5):
+            for exact in (False, True):
+                check(case, activations(tokens, 300, dtype, 1), LEVELS[kernels.best], exact, bias)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("level", LEVELS)
+def test_matrices_are_unpacked_as_stored(level: str, name: str, kernels: Native) -> None:
+    need(kernels, level)
+    for m, n, group in SHAPES:
+        case = CASES[name](m, n, group, level)
+        found = case.matrix.dense(torch.float32, level).double()
+        torch.testing.assert_close(found, case.dense, rtol=3e-7, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(sorted(CASES)), st.integers(1, 70), st.integers(1, 300), st.sampled_from([32, 64, 96, 128, 1 << 20]),
+    st.integers(1, 30), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 2),
+)  # fmt: skip
+def test_any_shape(
+    kernels: Native, name: str, m: int, n: int, group: int, tokens: int, dtype: torch.dtype, exact: bool, level: int
+) -> None:
+    word = LEVELS[min(level, kernels.best)]
+    check(CASES[name](m, n, group, word), activations(tokens, n, dtype), word, exact)
+
+
+def test_more_tokens_than_are_held_at_once(kernels: Native) -> None:
+    for name in ("trit2", "int4", "sign-means", "partial"):
+        for exact in (False, True):
+            case = CASES[name](70, 64, 64, LEVELS[kernels.best])
+            check(case, activations(1003, 64, torch.float32), LEVELS[kernels.best], exact)
+
+
+def test_sums_that_fill_their_registers(kernels: Native) -> None:
+    """The largest entries and inputs there are, all of one sign: nothing may wrap around or saturate."""
+    for number in range(kernels.best + 1):
+        level = LEVELS[number]
+        for sign in (1, -1):
+            for tokens in (1, 5):
+                x = torch.full((tokens, 4096), 127.0 * sign)
+                x[0, ::2] *= -1
+                for case in extremes(level):
+                    check(case, x, level, False)
+                    check(case, x, level, True)
+
+
+def extremes(level: str) -> list[Case]:
+    from compressor.kernels.records import int_records, sign_records, trit_records
+
+    m, n, group, out = 16, 4096, 128, []
+    ones = torch.ones(m, n, dtype=torch.int8)
+    scale = torch.ones(m, n // group)
+    for value in (1, -1):
+        for planes in (1, 2, 3):
+            same = scale.half().expand(planes, -1, -1).contiguous()
+            entries = (ones * value).expand(planes, -1, -1).contiguous()
+            out.append(Case(trit_records(entries, same, group, level), [entries.double().sum(0)]))
+        plus = ones == value
+        out.append(Case(sign_records(plus, scale.half(), None, group), [plus.double() * 2 - 1]))
+        for bits in (2, 3, 4, 8):
+            most = (1 << (bits - 1)) - 1 if value > 0 else -(1 << (bits - 1))
+            codes = ones * most
+            for zero in (None, torch.full_like(scale, -most - 1).to(torch.int8)):
+                shift = 0 if zero is None else -most - 1
+                out.append(Case(int_records(codes, scale, zero, bits, group), [codes.double() - shift]))
+    return out
+
+
+def test_strides(kernels: Native) -> None:
+    level = LEVELS[kernels.best]
+    case = CASES["trit2"](50, 300, 128, level)
+    wide = activations(14, 600, torch.float32)
+    for x in (wide[:, ::2], wide[::2, 300:], wide[:, :300], wide[:, :300].flip(0), wide.T[:300].T, wide[3:5, 1:301]):
+        check(case, x, level, False)
+        assert torch.equal(
+            case.matrix.product(x, None, level, False), case.matrix.product(x.clone(), None, level, False)
+        )
+
+
+def test_no_tokens_and_a_token_of_zeros(kernels: Native) -> None:
+    level = LEVELS[kernels.best]
+    for name in CASES:
+        case = CASES[name](50, 300, 128, level)
+        assert case.matrix.product(torch.empty(0, 300), None, level, False).shape == (0, 50)
+        bias = torch.randn(50)
+        for exact in (False, True):
+            for tokens in (1, 5):
+                y = case.matrix.product(torch.zeros(tokens, 300), bias, level, exact)
+                assert torch.equal(y, bias.expand(tokens, -1)), name
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_tiny_activations(level: str, kernels: Native) -> None:
+    """Groups below 1e-30 count as zero; denormal numbers are not an accident, and one does not slow or spoil others."""
+    need(kernels, level)
+    for name in CASES:
+        case = CASES[name](50, 300, 128, level)
+        for tokens in (1, 5):
+            for exact in (False, True):
+                x = activations(tokens, 300, torch.float32)
+                x[0] = 1e-40
+                x[-1, :128] = 1e-38
+                check(case, x, level, exact)
+            half = torch.full((tokens, 300), 6e-8, dtype=torch.float16)  # the smallest there is
+            check(case, half, level, False)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_stays_in_its_token(level: str, dtype: torch.dtype, kernels: Native) -> None:
+    need(kernels, level)
+    for name in CASES:
+        case = CASES[name](50, 300, 128, level)
+        for bad in (float("inf"), float("-inf"), float("nan")):
+            for tokens in (1, 3, 5, 13):
+                clean = activations(tokens, 300, dtype)
+                spoiled = clean.clone()
+                spoiled[-1, 7] = bad
+                for exact in (False, True):
+                    y = case.matrix.product(spoiled, None, level, exact)
+                    kept = case.matrix.product(clean, None, level, exact)
+                    assert torch.equal(y[:-1], kept[:-1])
+                    if not exact and case.matrix.kind < Kind.SPARSE_BF16:
+                        assert bool(y[-1].isnan().all()), (name, bad)
+                    else:  # as an ordinary product: an infinity or NaN where the entry is not zero
+                        touched = case.dense[:, 7] != 0
+                        assert not bool(y[-1][touched].isfinite().any()), (name, bad)
+
+
+def test_integers_read_back_what_was_packed(kernels: Native) -> None:
+    """`read_records` is the inverse of `pack_records`."""
+    g = torch.Generator().manual_seed(5)
+    planes = {Kind.TRIT1: (1, 3), Kind.TRIT2: (2, 3), Kind.TRIT3: (3, 3), Kind.INT2: (1, 4), Kind.INT4: (1, 16),
+              Kind.INT8: (1, 256), Kind.SIGN: (1, 2)}  # fmt: skip
+    for kind, (count, most) in planes.items():
+        for kb in (32, 64, 128):
+            for m, n in ((1, 1), (17, 129), (32, 256)):
+                entries = torch.randint(0, most, (count, m, n), generator=g).to(torch.uint8)
+                tiles, records, tail = -(-m // 16), -(-n // kb), 128 if kind is Kind.TRIT3 else 64
+                tails = torch.randint(0, 256, (tiles, records, tail), generator=g).to(torch.uint8)
+                bits = {Kind.TRIT1: 2, Kind.TRIT2: 4, Kind.TRIT3: 6, Kind.INT2: 2, Kind.INT4: 4, Kind.INT8: 8}
+                size = tiles * records * (2 * bits.get(kind, 1) * kb + tail)
+                data, back = torch.empty(size, dtype=torch.uint8), torch.full_like(entries, 255)
+                table = torch.ones(tiles * records * 16, dtype=torch.uint8)
+                kernels.module.pack_records(
+                    kind, m, n, kb, entries.data_ptr(), tails.data_ptr(), data.data_ptr(), size, 2
+                )
+                kernels.module.read_records(
+                    kind, m, n, kb, 1.0, data.data_ptr(), size, table.data_ptr(), back.data_ptr(), 2
+                )
+                assert torch.equal(back, entries), kind

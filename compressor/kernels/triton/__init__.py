@@ -77,16 +77,14 @@ def apply(layout: Layout, x: Tensor, bias: Tensor | None = None, exact: bool = F
     if x.dtype not in ACTIVATION_DTYPES:
         raise ValueError(f"activations are {x.dtype}: expected fp32, fp16 or bf16")
     if x.shape[-1] != layout.n or x.device != layout.words.device:
-        raise ValueError(
-            f"activations {list(x.shape)} on {x.device} for {layout.n} inputs on {layout.words.device}"
-        )
+        raise ValueError(f"activations {list(x.shape)} on {x.device} for {layout.n} inputs on {layout.words.device}")
     return ops.linear(x, bias, layout, exact=exact)
 
 
 def _device_reason(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes"):
         return None
     if device.type != "cuda" or torch.version.hip is not None:
         return f"the device {device} is not a CUDA GPU"

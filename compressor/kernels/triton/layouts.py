@@ -217,4 +217,5 @@ def unpack_fields(words: Tensor, bits: int, run: int) -> Tensor:
     if bits == 8:
         return packed.flatten(1).view(torch.int8)
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=words.device)
-    return ((packed >> shifts[:, None]) & (2**bits - 1)).flatten(1)
+    codes: Tensor = (packed >> shifts[:, None]) & (2**bits - 1)
+    return codes.flatten(1)

@@ -14,16 +14,16 @@ from torch import Tensor
 from compressor.kernels.triton.layouts import Planes
 from compressor.kernels.triton.sparse_signs import SparseSigns
 
-LIBRARY = torch.library.Library("compressor", "FRAGMENT")
+LIBRARY = torch.library.Library("compressor", "FRAGMENT")  # type: ignore[no-untyped-call]
 PLANES = "triton_planes_linear"
 SIGNS = "triton_signs_linear"
 
-LIBRARY.define(
+LIBRARY.define(  # type: ignore[no-untyped-call]
     f"{PLANES}(Tensor x, Tensor? bias, Tensor words, Tensor scale, Tensor? zero, int offset, int bits, int run, "
     "int group, int n, ScalarType dtype, bool exact, int[] tile) -> Tensor"
 )
-LIBRARY.define(
-    f"{SIGNS}(Tensor x, Tensor? bias, Tensor words, Tensor scale, Tensor? mean, Tensor entries, Tensor starts, "
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    f"{SIGNS}(Tensor x, Tensor? bias, Tensor words, Tensor scale, Tensor low, Tensor entries, Tensor starts, "
     "Tensor step, Tensor? zero, int middle, bool by_input, int group, int n, ScalarType dtype, bool exact, "
     "int[] tile) -> Tensor"
 )
@@ -38,21 +38,21 @@ def planes_arguments(planes: Planes) -> tuple[Any, ...]:
 def signs_arguments(signs: SparseSigns) -> tuple[Any, ...]:
     """Return what follows x and bias in a call of the operator for ``signs``, up to the mode."""
     s = signs
-    return s.words, s.scale, s.mean, s.entries, s.starts, s.step, s.zero, s.middle, s.by_input, s.group, s.n, s.dtype
+    return s.words, s.scale, s.low, s.entries, s.starts, s.step, s.zero, s.middle, s.by_input, s.group, s.n, s.dtype
 
 
 def _planes_linear(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     from compressor.kernels.triton import launch
 
     *layout, exact, tile = rest
-    return launch.linear(x, Planes(*layout), bias, exact=exact, tile=tile, assembly=not launch.interpreted())
+    return launch.linear(x, Planes(*layout), bias, exact=exact, tile=tile)
 
 
 def _signs_linear(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    from compressor.kernels.triton import launch
+    from compressor.kernels.triton import launch_signs
 
     *layout, exact, tile = rest
-    return launch.signs_linear(x, SparseSigns(*layout), bias, exact=exact, tile=tile, assembly=not launch.interpreted())
+    return launch_signs.signs_linear(x, SparseSigns(*layout), bias, exact=exact, tile=tile)
 
 
 def _planes_fake(x: Tensor, bias: Tensor | None, words: Tensor, *rest: Any) -> Tensor:
@@ -63,13 +63,13 @@ def _signs_fake(x: Tensor, bias: Tensor | None, words: Tensor, *rest: Any) -> Te
     return x.new_empty(*x.shape[:-1], words.shape[0])
 
 
-def _save(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep the layout, not x: the gradient needs the matrix only. Rounding of activations counts as the identity."""
-    x, bias, *rest = inputs
-    context.tensors = [isinstance(value, Tensor) for value in rest[:-2]]
-    context.save_for_backward(*(value for value in rest[:-2] if isinstance(value, Tensor)))
-    context.others = [value for value in rest[:-2] if not isinstance(value, Tensor)]
-    context.bias_dtype = None if bias is None else bias.dtype
+    _, bias, *rest = inputs
+    ctx.tensors = [isinstance(value, Tensor) for value in rest[:-2]]
+    ctx.save_for_backward(*(value for value in rest[:-2] if isinstance(value, Tensor)))
+    ctx.others = [value for value in rest[:-2] if not isinstance(value, Tensor)]
+    ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _layout(context: Any) -> list[Any]:
@@ -97,7 +97,7 @@ for _name, _run, _fake, _backward in (
     (SIGNS, _signs_linear, _signs_fake, _signs_backward),
 ):
     for _device in ("CUDA", "CPU"):  # on the CPU only by Triton's interpreter
-        LIBRARY.impl(_name, _run, _device)
+        LIBRARY.impl(_name, _run, _device)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"compressor::{_name}", _fake, lib=LIBRARY)
     torch.library.register_autograd(f"compressor::{_name}", _backward, setup_context=_save, lib=LIBRARY)
 

@@ -5,7 +5,7 @@
 
 The bits are fields of words as in :mod:`layouts`, with runs of 16; where a weight is salient the bit is 0. A salient
 weight is a 32-bit entry, input * 256 + code, so that the product needs no map of where they are: it adds, for each
-entry, the activation times what the weight is more than a 0 bit. That is 1 + 32 s + 16 / group bits a weight at a share
+entry, the activation times what the weight is more than a 0 bit. That is 1 + 32 s + 48 / group bits a weight at a share
 s of salient ones; a map and bare codes would be less, but cost more instructions than the bytes they save.
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from compressor.formats.bits import unpack_bits, unpack_codes
 from compressor.formats.mask_codes import unpack_mask
-from compressor.formats.parts import Spec, check_parts, matrix_shape, parse_dtype
 from compressor.formats.partial_binary import layout_partial_binary
+from compressor.formats.parts import Spec, check_parts, matrix_shape, parse_dtype
 from compressor.kernels.triton.layouts import ACTIVATION_GROUP, pack_fields, row_slices, unpack_fields
 
 SIGN_RUN = 16
@@ -37,7 +37,7 @@ class SparseSigns:
     Attributes:
         words: int32 (m, 4 chunks): the bits of 128 inputs are four words.
         scale: fp16 (m, G).
-        mean: fp16 (m, G), or None: zero.
+        low: fp32 (m, G): mean - scale, the value of a 0 bit.
         entries: int32 (nnz,), input * 256 + code, in row-major order.
         starts: int32 (m + 1,): where in ``entries`` each row begins.
         step: fp16 (m,), or (n,) where ``by_input``.
@@ -51,7 +51,7 @@ class SparseSigns:
 
     words: Tensor
     scale: Tensor
-    mean: Tensor | None
+    low: Tensor
     entries: Tensor
     starts: Tensor
     step: Tensor
@@ -70,7 +70,7 @@ class SparseSigns:
     @property
     def nbytes(self) -> int:
         """Bytes in memory, all of which a product reads."""
-        tensors = (self.words, self.scale, self.mean, self.entries, self.starts, self.step, self.zero)
+        tensors = (self.words, self.scale, self.low, self.entries, self.starts, self.step, self.zero)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
     def dense(self) -> Tensor:
@@ -78,11 +78,9 @@ class SparseSigns:
         columns = torch.arange(self.n, device=self.words.device) // self.group
         weight = torch.empty(self.m, self.n, dtype=self.dtype, device=self.words.device)
         for rows in row_slices(self.m, self.n):
-            scale = self.scale[rows].float()[:, columns]
-            value = torch.where(unpack_fields(self.words[rows], 1, SIGN_RUN)[:, : self.n] > 0, scale, -scale)
-            if self.mean is not None:
-                value += self.mean[rows].float()[:, columns]
-            weight[rows] = value.to(self.dtype)
+            bits = unpack_fields(self.words[rows], 1, SIGN_RUN)[:, : self.n]
+            high = self.low[rows] + 2 * self.scale[rows].float()  # mean + scale, but where one is 2^13 times the other
+            weight[rows] = torch.where(bits > 0, high[:, columns], self.low[rows][:, columns]).to(self.dtype)
         row = torch.repeat_interleave(self.starts.diff(), output_size=self.entries.numel())
         column, code = self.entries >> 8, (self.entries & 255).float()
         zero = self.middle if self.zero is None else self.zero.float()[row]
@@ -106,7 +104,7 @@ def signs_reason(spec: Spec) -> str | None:
 
 
 def make_signs(parts: Mapping[str, Tensor], spec: Spec, device: torch.device | str) -> SparseSigns:
-    """Return the layout of a matrix in ``partial-binary``; beside it stands a byte a weight, for where they are salient.
+    """Return the layout of a matrix in ``partial-binary``; meanwhile a byte a weight says which are salient.
 
     Raises:
         ValueError: a part does not fit the spec, or `signs_reason` refuses.
@@ -132,6 +130,7 @@ def make_signs(parts: Mapping[str, Tensor], spec: Spec, device: torch.device | s
             entries[first:last] = (part.nonzero()[:, 1].int() * 256 + codes.int()).to(device)
     scale, mean, step, zero = (parts.get(name) for name in ("scale", "mean", "step", "zero"))
     assert scale is not None
+    low = -scale.float() if mean is None else mean.float() - scale.float()
     if step is None:
         step = scale.new_zeros(n if spec["by_input"] else m)
     elif spec["by_input"]:
@@ -139,7 +138,7 @@ def make_signs(parts: Mapping[str, Tensor], spec: Spec, device: torch.device | s
     return SparseSigns(
         words,
         scale.to(device).contiguous(),
-        None if mean is None else mean.to(device).contiguous(),
+        low.to(device).contiguous(),
         entries,
         starts.int().to(device),
         step.to(device),

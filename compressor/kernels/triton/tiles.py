@@ -52,6 +52,14 @@ def gemv_tile(m: int, words: int) -> Tile:
     return Tile(rows, wide, wide // 128, 1, splits)
 
 
+def signs_tile(m: int, words: int, exact: bool) -> Tile:
+    """Return the tile for signs with salient weights; in exact mode a thread holds the activations of 128 inputs."""
+    if exact:
+        return Tile(4, 128, 1, 1, 1)
+    wide = 256 if words > 128 else 128
+    return Tile(4 if m < 4 * 8 * MULTIPROCESSORS else 8, wide, wide // 128, 1, 1)
+
+
 def gemm_tile(m: int, blocks: int, tokens: int) -> Tile:
     """Return the tile for tensor cores: ``m`` outputs, ``blocks`` a row, ``tokens`` tokens.
 

@@ -1,10 +1,19 @@
-# mypy: ignore-errors  (Triton's language is not Python's type system)
+# mypy: ignore-errors
+# (Triton's language is not Python's: constexpr parameters are no types, and kernels return nothing that has one)
 """What several kernels share: codes out of words, and products of four bytes."""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+
+LANGUAGE_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def interpreted() -> bool:
+    """Whether kernels are run by Triton's interpreter, on tensors of any device, which knows no assembly."""
+    return bool(triton.knobs.runtime.interpret)
 
 
 @triton.constexpr_function
@@ -49,11 +58,11 @@ def _twice(bits):
 def float_field(packed, BITS: tl.constexpr, FIELD: tl.constexpr, OFFSET: tl.constexpr, TYPE: tl.constexpr,
                 ASM: tl.constexpr):  # fmt: skip
     """Codes minus ``OFFSET`` as ``TYPE``, of packed bytes as uint8."""
-    if ASM and BITS < 8 and TYPE == tl.float16:
+    if ASM and BITS < 8 and tl.float16 == TYPE:
         return tl.inline_asm_elementwise(
             float_assembly(BITS, FIELD, OFFSET, True), "=&r,=&r,r", [packed], dtype=tl.float16, is_pure=True, pack=4
         )
-    if ASM and BITS < 8 and TYPE == tl.bfloat16:
+    if ASM and BITS < 8 and tl.bfloat16 == TYPE:
         return tl.inline_asm_elementwise(
             float_assembly(BITS, FIELD, OFFSET, False), "=&r,=&r,r", [packed], dtype=tl.bfloat16, is_pure=True, pack=4
         )
@@ -101,7 +110,7 @@ def dot4(codes, x, total, SIGNED: tl.constexpr, ASM: tl.constexpr):
 @triton.jit
 def rounded(value, TYPE: tl.constexpr, ASM: tl.constexpr):
     """fp32 to ``TYPE``, to the nearest. Without ``ASM`` bf16 is rounded by hand: Triton's interpreter cuts off."""
-    if TYPE == tl.bfloat16 and not ASM:
+    if tl.bfloat16 == TYPE and not ASM:
         bits = value.to(tl.int32, bitcast=True)
         bits += 0x7FFF + ((bits >> 16) & 1)
         return ((bits >> 16) << 16).to(tl.float32, bitcast=True).to(tl.bfloat16)

@@ -1,4 +1,5 @@
-# mypy: ignore-errors  (Triton's language is not Python's type system)
+# mypy: ignore-errors
+# (Triton's language is not Python's: constexpr parameters are no types, and kernels return nothing that has one)
 """Many tokens: the matrix unpacked, for the library's gemm; and the sum of what split programs found."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-# mypy: ignore-errors  (Triton's language is not Python's type system)
+# mypy: ignore-errors
+# (Triton's language is not Python's: constexpr parameters are no types, and kernels return nothing that has one)
 """Some tokens: tensor cores with the matrix as the left operand, so that codes need not pass through shared memory."""
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def gemm_kernel(
                 if EXACT:
                     mask = mask & (start + i * RUN + byte < n)[:, None]
                 right = tl.load(right_at + (start + i * RUN), mask=mask, other=0)
+                if EXACT and not ASM:
+                    right = right.to(tl.float32)  # Triton's interpreter multiplies the bits of bf16 as if integers
                 left = _left(packed0, zero, where, right, part * together + i, EXACT, OFFSET, BITS, HAS_ZERO, ASM)
                 product0 = tl.dot(left, right, product0, input_precision="ieee", out_dtype=kind)
                 if PLANES > 1:

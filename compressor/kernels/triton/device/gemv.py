@@ -1,4 +1,5 @@
-# mypy: ignore-errors  (Triton's language is not Python's type system)
+# mypy: ignore-errors
+# (Triton's language is not Python's: constexpr parameters are no types, and kernels return nothing that has one)
 """One token, or two: products of four bytes at once (dp4a) on raw codes, scales once every 64 codes of a thread."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-# mypy: ignore-errors  (Triton's language is not Python's type system)
+# mypy: ignore-errors
+# (Triton's language is not Python's: constexpr parameters are no types, and kernels return nothing that has one)
 """One token at a time through signs and salient weights: products of four bytes, then one gather a salient weight."""
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from compressor.kernels.triton.device.common import dot4, word_field
 
 @triton.jit
 def signs_kernel(
-    x, codes, scales, sums, words, scale, mean, entries, starts, step, zero, bias, out,
+    x, codes, scales, sums, words, scale, low, entries, starts, step, zero, bias, out,
     m, n, stride, chunks, groups, steps,
     EXACT: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
-    ENTRIES: tl.constexpr, HAS_MEAN: tl.constexpr, HAS_ZERO: tl.constexpr, MIDDLE: tl.constexpr,
+    ENTRIES: tl.constexpr, HAS_ZERO: tl.constexpr, MIDDLE: tl.constexpr,
     BY_INPUT: tl.constexpr, HAS_BIAS: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """One program: ``ROWS`` outputs of one token.
@@ -36,9 +37,7 @@ def signs_kernel(
         for part in tl.static_range(128 // SPAN):
             where = (inside * groups)[:, None] + tl.minimum((chunk * 128 + part * SPAN) // GROUP, groups - 1)[None, :]
             size = tl.load(scale + where, mask=valid[None, :], other=0.0).to(tl.float32)
-            low = -size
-            if HAS_MEAN:
-                low += tl.load(mean + where, mask=valid[None, :], other=0.0).to(tl.float32)
+            least = tl.load(low + where, mask=valid[None, :], other=0.0)
             if EXACT:
                 plus = tl.zeros([ROWS, WORDS], tl.float32)
                 every = tl.zeros([WORDS], tl.float32)
@@ -51,7 +50,7 @@ def signs_kernel(
                         every += value
                 sum_plus = tl.sum(tl.reshape(plus, [ROWS, WORDS // 4, 4]), axis=2)
                 sum_x = tl.sum(tl.reshape(every, [WORDS // 4, 4]), axis=1)
-                total += 2.0 * size * sum_plus + low * sum_x[None, :]
+                total += 2.0 * size * sum_plus + least * sum_x[None, :]
             else:
                 product = tl.zeros([ROWS, WORDS], tl.int32)
                 for i in tl.static_range(together):
@@ -63,7 +62,7 @@ def signs_kernel(
                 sum_x = tl.load(sums + token * chunks * (128 // SPAN) + chunk * (128 // SPAN) + part,
                                 mask=valid, other=0).to(tl.float32)  # fmt: skip
                 scale_x = tl.load(scales + token * chunks + chunk, mask=valid, other=0.0)
-                total += (2.0 * size * sum_plus + low * sum_x[None, :]) * scale_x[None, :]
+                total += (2.0 * size * sum_plus + least * sum_x[None, :]) * scale_x[None, :]
     result = tl.sum(total, axis=1)
 
     first = tl.load(starts + inside)
@@ -78,15 +77,13 @@ def signs_kernel(
         entry = tl.load(entries + index, mask=mine, other=0)
         at = entry >> 8
         where = (inside * groups)[:, None] + tl.minimum(at // GROUP, groups - 1)
-        low = -tl.load(scale + where, mask=mine, other=0.0).to(tl.float32)
-        if HAS_MEAN:
-            low += tl.load(mean + where, mask=mine, other=0.0).to(tl.float32)
+        least = tl.load(low + where, mask=mine, other=0.0)
         if BY_INPUT:
             grid = tl.load(step + at, mask=mine, other=0.0).to(tl.float32)
         else:
             grid = tl.load(step + inside).to(tl.float32)[:, None]
         value = tl.load(x + token * stride + at, mask=mine, other=0.0).to(tl.float32)
-        more = ((entry & 255).to(tl.float32) - origin[:, None]) * grid - low
+        more = ((entry & 255).to(tl.float32) - origin[:, None]) * grid - least
         salient += tl.where(mine, value * more, 0.0)
     result += tl.sum(salient, axis=1)
     if HAS_BIAS:

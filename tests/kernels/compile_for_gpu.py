@@ -55,7 +55,9 @@ def signs_of(m: int, n: int) -> SparseSigns:
     words, scale = torch.zeros(m, n // 32, dtype=torch.int32), torch.zeros(m, n // 128).half()
     entries, starts = torch.zeros(m * n // 10, dtype=torch.int32), torch.zeros(m + 1, dtype=torch.int32)
     zero = torch.zeros(m, dtype=torch.uint8)
-    return SparseSigns(words, scale, scale.float(), entries, starts, scale[:, 0], zero, 128, False, 128, n, torch.bfloat16)
+    return SparseSigns(
+        words, scale, scale.float(), entries, starts, scale[:, 0], zero, 128, False, 128, n, torch.bfloat16
+    )
 
 
 def describe(name: str, kernel: Any) -> dict[str, Any]:

@@ -66,7 +66,9 @@ def signs(
     )
 
 
-def stored(matrix: TritPlanes | GroupInt | PartialBinary, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def stored(
+    matrix: TritPlanes | GroupInt | PartialBinary, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Its (parts, spec), the unpacked matrix in ``dtype``."""
     parts = matrix.parts(dtype) if isinstance(matrix, GroupInt) else matrix.parts()
     return parts, matrix.spec(dtype)

@@ -145,10 +145,22 @@ def rows(shapes: Sequence[tuple[int, int]], tokens: Sequence[int], names: Sequen
                     "GB/s": first.nbytes / us / 1000, "times bf16": baseline[count] / us,
                     "error": relative_error(calls[0](), x[count], weight),
                 }  # fmt: skip
+                if count == 1 and not exact and isinstance(first, Planes):
+                    result["us by kernel"] = {
+                        call.__name__: microseconds([partial(call, x[1], layout, None) for layout in layouts])
+                        for call in one_token_kernels(first)
+                    }
                 if sweep and count <= 64:
                     kind = "gemv" if (not exact and count <= 2) or isinstance(first, SparseSigns) else "gemm"
                     result["tiles"] = swept(partial(products, layouts, x[count], exact), kind)
                 yield result
+
+
+def one_token_kernels(layout: Planes) -> list[Callable[..., object]]:
+    """What can be called for one token: activations rounded in a launch of their own, or by every program."""
+    from compressor.kernels.triton import launch
+
+    return [launch.gemv, launch.fused_gemv] if launch.fusible(layout) else [launch.gemv]
 
 
 def swept(calls: Callable[[Sequence[int]], list[Callable[[], object]]], kind: str) -> list[list[Any]]:

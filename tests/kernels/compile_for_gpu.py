@@ -90,13 +90,15 @@ def main() -> None:
     m, n = 4096, 4096
     kinds = {"trits": planes_of(m, n, 2, 2, 32), "int4": planes_of(m, n, 4, 1, 64, zeros=True)}
     for kind, layout in kinds.items():
+        launch.gemv(torch.zeros(1, n, dtype=torch.bfloat16), layout, None)
+        print(json.dumps(describe(f"{kind} 1 int8 gemv_kernel", compiled[-1][1])))
         for tokens in (1, 2, 8, 16, 32, 64) if kind == "trits" else (1, 16):
             for exact in (False, True):
                 done = len(compiled)
                 launch.linear(torch.zeros(tokens, n, dtype=torch.bfloat16), layout, None, exact=exact)
                 for name, kernel in compiled[done:]:
                     label = f"{kind} {tokens} {'exact' if exact else 'int8'} {name}"
-                    if name in ("gemv_kernel", "gemm_kernel"):
+                    if name in ("fused_kernel", "gemv_kernel", "gemm_kernel"):
                         print(json.dumps(describe(label, kernel)))
     launch.dense(kinds["trits"], torch.float16)
     for exact in (False, True):

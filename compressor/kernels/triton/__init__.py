@@ -62,8 +62,8 @@ def apply(layout: Layout, x: Tensor, bias: Tensor | None = None, exact: bool = F
         layout: of W (m, n), on the device of x.
         x: (..., n) fp32, fp16 or bf16.
         bias: (m,) or None.
-        exact: leave activations as they are. Otherwise up to 64 tokens are rounded to int8 with a scale for every token
-            and 128 inputs.
+        exact: leave activations as they are. Otherwise, up to 64 tokens (4 for ``partial-binary``), they are rounded to
+            int8 with a scale for every token and 128 inputs.
 
     Returns:
         (..., m) in the dtype of x. NaN and infinite activations make the outputs of their token not finite, and of no

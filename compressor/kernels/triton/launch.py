@@ -11,14 +11,17 @@ from torch.nn import functional as F  # noqa: N812
 
 from compressor.kernels.triton.device.common import LANGUAGE_DTYPES, interpreted
 from compressor.kernels.triton.device.dense import dense_kernel, reduce_kernel
+from compressor.kernels.triton.device.fused import fused_kernel
 from compressor.kernels.triton.device.gemm import gemm_kernel
 from compressor.kernels.triton.device.gemv import gemv_kernel
 from compressor.kernels.triton.device.quantize import quantize_kernel
 from compressor.kernels.triton.layouts import ACTIVATION_GROUP, Planes
 from compressor.kernels.triton.tiles import (
+    FUSED_WEIGHTS,
     GEMM_TOKENS,
     GEMV_TOKENS,
     Tile,
+    fused_tile,
     gemm_tile,
     gemv_tile,
     token_columns,
@@ -68,8 +71,8 @@ def linear(x: Tensor, planes: Planes, bias: Tensor | None, *, exact: bool, tile:
         x: (..., n) fp32, fp16 or bf16.
         planes: W (m, n), on the device of x.
         bias: (m,) or None.
-        exact: multiply activations as they are by values as they would be unpacked; otherwise activations are rounded
-            to int8 where that is faster (up to 64 tokens).
+        exact: leave activations as they are. Otherwise up to 64 tokens are rounded to int8. In either mode up to 64
+            tokens meet codes, and scales in fp32; more of them meet values rounded to the dtype of the spec.
         tile: the numbers of a `Tile`, in place of the table's.
 
     Returns:
@@ -86,6 +89,8 @@ def linear(x: Tensor, planes: Planes, bias: Tensor | None, *, exact: bool, tile:
         out = F.linear(flat, dense(planes, x.dtype), bias)
     elif exact:
         out = gemm(flat, planes, bias, chosen, exact=True)
+    elif tokens == 1 and planes.m * planes.n <= FUSED_WEIGHTS and fusible(planes):
+        out = fused_gemv(flat, planes, bias, chosen)
     elif tokens <= GEMV_TOKENS:
         out = gemv(flat, planes, bias, chosen)
     else:
@@ -112,6 +117,25 @@ def gemv(x: Tensor, planes: Planes, bias: Tensor | None, tile: Tile | None = Non
         num_stages=tile.stages,
     )  # fmt: skip
     return _reduced(target, bias, x)
+
+
+def fusible(planes: Planes) -> bool:
+    """Return whether `fused_gemv` takes a layout: its blocks must be those of the scales of activations."""
+    return planes.run * 8 // planes.bits == ACTIVATION_GROUP == span_of(planes)
+
+
+def fused_gemv(x: Tensor, planes: Planes, bias: Tensor | None, tile: Tile | None = None) -> Tensor:
+    """Return x W^T + bias for one token, x (1, n): `gemv` in one launch, at the price of more instructions."""
+    m, width = planes.m, planes.words.shape[2]
+    tile = tile or fused_tile(m, width)
+    target = x.new_empty(1, m)
+    fused_kernel[(-(-m // tile.rows),)](
+        x, planes.words, planes.scale, or_other(planes.zero, x), or_other(bias, x), target,
+        m, planes.n, planes.padded // ACTIVATION_GROUP, planes.scale.shape[2], -(-width // tile.words),
+        FOURS=planes.n % 4 == 0, WORDS=tile.words, ROWS=tile.rows, HAS_BIAS=bias is not None, **_constants(planes),
+        num_warps=tile.warps,
+    )  # fmt: skip
+    return target
 
 
 def gemm(

@@ -50,7 +50,7 @@ class Planes:
         run: inputs of a block whose codes stand in the same field: a multiple of 32 that divides the group.
         group: inputs that share a scale; where all of a row do, any number not below n.
         n: inputs.
-        dtype: to which values are rounded before they are used in exact mode: that of the spec.
+        dtype: to which values are rounded where the matrix is unpacked: that of the spec.
     """
 
     words: Tensor

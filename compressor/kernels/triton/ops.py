@@ -6,6 +6,7 @@ Importing this registers them and needs no Triton. Running one does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -45,14 +46,22 @@ def _planes_linear(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     from compressor.kernels.triton import launch
 
     *layout, exact, tile = rest
-    return launch.linear(x, Planes(*layout), bias, exact=exact, tile=tile)
+    with _device_of(x):
+        return launch.linear(x, Planes(*layout), bias, exact=exact, tile=tile)
 
 
 def _signs_linear(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     from compressor.kernels.triton import launch_signs
 
     *layout, exact, tile = rest
-    return launch_signs.signs_linear(x, SparseSigns(*layout), bias, exact=exact, tile=tile)
+    with _device_of(x):
+        return launch_signs.signs_linear(x, SparseSigns(*layout), bias, exact=exact, tile=tile)
+
+
+def _device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Make the GPU of ``x`` the current one, on which Triton launches."""
+    other = x.is_cuda and x.device.index != torch.cuda.current_device()
+    return torch.cuda.device(x.device) if other else nullcontext()
 
 
 def _planes_fake(x: Tensor, bias: Tensor | None, words: Tensor, *rest: Any) -> Tensor:
@@ -85,7 +94,10 @@ def _gradients(context: Any, grad: Tensor, weight: Tensor) -> tuple[Tensor | Non
 
 
 def _planes_backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _gradients(context, grad, Planes(*_layout(context)).dense().to(grad.dtype))
+    from compressor.kernels.triton import launch
+
+    with _device_of(grad):
+        return _gradients(context, grad, launch.dense(Planes(*_layout(context)), grad.dtype))
 
 
 def _signs_backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -10,6 +10,10 @@ MULTIPROCESSORS = 132
 GEMV_TOKENS = 2
 """Up to so many tokens, products of four bytes; above, tensor cores, which take 8 tokens for the same instructions."""
 
+FUSED_WEIGHTS = 1 << 24
+"""Up to so many weights a program rounds the activations for itself: 80 % more instructions, which cost less than
+the microsecond or more of another launch. Reckoned from instructions and bandwidth of an H200, not measured."""
+
 GEMM_TOKENS = 64
 """Up to so many tokens the codes are multiplied; above, the matrix is unpacked and multiplied by the library's gemm."""
 
@@ -50,6 +54,12 @@ def gemv_tile(m: int, words: int) -> Tile:
     rows = 8 if m >= 8 * 2 * MULTIPROCESSORS else 4
     splits = max(1, min(2 * MULTIPROCESSORS // -(-m // rows), words // wide))
     return Tile(rows, wide, wide // 128, 1, splits)
+
+
+def fused_tile(m: int, words: int) -> Tile:
+    """Return the tile where every program rounds the activations for itself: rows share that work."""
+    tile = gemv_tile(m, words)
+    return Tile(tile.rows, tile.words, tile.warps, 1, 1)
 
 
 def signs_tile(m: int, words: int, exact: bool) -> Tile:

@@ -34,6 +34,11 @@ def test_opcheck(name: str, grad: bool, with_bias: bool) -> None:
     torch.library.opcheck(operator, (x, bias, *arguments, True, []))
 
 
+def test_opcheck_of_the_matrix() -> None:
+    arguments = ops.planes_arguments(layout_of("planes"))
+    torch.library.opcheck(getattr(torch.ops.compressor, ops.DENSE).default, (*arguments, torch.float16))
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("name", MATRICES)
 def test_compiles_as_one_graph(name: str, backend: str) -> None:

@@ -17,11 +17,16 @@ from compressor.kernels.triton.sparse_signs import SparseSigns
 
 LIBRARY = torch.library.Library("compressor", "FRAGMENT")  # type: ignore[no-untyped-call]
 PLANES = "triton_planes_linear"
+DENSE = "triton_planes_dense"
 SIGNS = "triton_signs_linear"
 
 LIBRARY.define(  # type: ignore[no-untyped-call]
     f"{PLANES}(Tensor x, Tensor? bias, Tensor words, Tensor scale, Tensor? zero, int offset, int bits, int run, "
     "int group, int n, ScalarType dtype, bool exact, int[] tile) -> Tensor"
+)
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    f"{DENSE}(Tensor words, Tensor scale, Tensor? zero, int offset, int bits, int run, int group, int n, "
+    "ScalarType dtype, ScalarType out) -> Tensor"
 )
 LIBRARY.define(  # type: ignore[no-untyped-call]
     f"{SIGNS}(Tensor x, Tensor? bias, Tensor words, Tensor scale, Tensor low, Tensor entries, Tensor starts, "
@@ -58,6 +63,13 @@ def _signs_linear(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         return launch_signs.signs_linear(x, SparseSigns(*layout), bias, exact=exact, tile=tile)
 
 
+def _planes_dense(words: Tensor, *rest: Any) -> Tensor:
+    from compressor.kernels.triton import launch
+
+    with _device_of(words):
+        return launch.dense(Planes(words, *rest[:-1]), rest[-1])
+
+
 def _device_of(x: Tensor) -> AbstractContextManager[Any]:
     """Make the GPU of ``x`` the current one, on which Triton launches."""
     other = x.is_cuda and x.device.index != torch.cuda.current_device()
@@ -66,6 +78,12 @@ def _device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 def _planes_fake(x: Tensor, bias: Tensor | None, words: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], words.shape[1])
+
+
+def _dense_fake(
+    words: Tensor, scale: Tensor, zero: Tensor | None, offset: int, bits: int, run: int, group: int, n: int, *rest: Any
+) -> Tensor:
+    return words.new_empty(words.shape[1], n, dtype=rest[-1])
 
 
 def _signs_fake(x: Tensor, bias: Tensor | None, words: Tensor, *rest: Any) -> Tensor:
@@ -94,23 +112,23 @@ def _gradients(context: Any, grad: Tensor, weight: Tensor) -> tuple[Tensor | Non
 
 
 def _planes_backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    from compressor.kernels.triton import launch
-
-    with _device_of(grad):
-        return _gradients(context, grad, launch.dense(Planes(*_layout(context)), grad.dtype))
+    operator: Any = torch.ops.compressor.triton_planes_dense  # gradients are traced too
+    return _gradients(context, grad, operator(*_layout(context), grad.dtype))
 
 
 def _signs_backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _gradients(context, grad, SparseSigns(*_layout(context)).dense().to(grad.dtype))
 
 
-for _name, _run, _fake, _backward in (
-    (PLANES, _planes_linear, _planes_fake, _planes_backward),
-    (SIGNS, _signs_linear, _signs_fake, _signs_backward),
+for _name, _run, _fake in (
+    (PLANES, _planes_linear, _planes_fake),
+    (DENSE, _planes_dense, _dense_fake),
+    (SIGNS, _signs_linear, _signs_fake),
 ):
     for _device in ("CUDA", "CPU"):  # on the CPU only by Triton's interpreter
         LIBRARY.impl(_name, _run, _device)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"compressor::{_name}", _fake, lib=LIBRARY)
+for _name, _backward in ((PLANES, _planes_backward), (SIGNS, _signs_backward)):
     torch.library.register_autograd(f"compressor::{_name}", _backward, setup_context=_save, lib=LIBRARY)
 
 

@@ -39,10 +39,6 @@ class Tile:
     stages: int
     splits: int
 
-    def as_list(self) -> list[int]:
-        """Return the numbers, for an operator that takes a list of integers."""
-        return [self.rows, self.words, self.warps, self.stages, self.splits]
-
 
 def gemv_tile(m: int, words: int) -> Tile:
     """Return the tile for few tokens: ``m`` outputs, ``words`` 32-bit words a row and plane.

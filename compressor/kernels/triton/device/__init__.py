@@ -1,0 +1,1 @@
+"""The kernels themselves, in Triton's language. Importing a file of this folder needs the package ``triton``."""

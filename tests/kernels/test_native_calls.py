@@ -245,10 +245,10 @@ def test_other_entries_check_their_arguments(kernels: Native) -> None:
         (module.pack_rows, [Kind.SPARSE_BF16, 16, 128, 64, at, at, 0, 0, 0, at, 0, 0, 1]),
         (module.pack_rows, [Kind.SPARSE_BF16, 16, 128, 128, at, at, 0, 0, 0, at + 4, 0, 0, 1]),
         (module.pack_rows, [Kind.SPARSE_BF16, 16, 128, 128, at, at, 0, 0, 0, at, at, 8, 1]),
-        (module.read_memory, [0, 8, 1]),
-        (module.read_memory, [at + 4, 8, 1]),
-        (module.read_memory, [at, -1, 1]),
-        (module.read_memory, [at, 8]),
+        (module.read_memory, [0, 8, 1, 0]),
+        (module.read_memory, [at + 2, 8, 1, 0]),
+        (module.read_memory, [at, -1, 1, 0]),
+        (module.read_memory, [at, 8, 1]),
     ):
         with pytest.raises(ValueError, match="does not fit"):
             entry(*arguments)
@@ -259,12 +259,13 @@ def test_other_entries_check_their_arguments(kernels: Native) -> None:
 
 def test_memory_is_read_whole(kernels: Native) -> None:
     """`read_memory` returns the exclusive or of all words, however it is cut."""
-    words_ = torch.randint(-(1 << 62), 1 << 62, (100_003,), generator=numbers(2, 1, 1))
+    words_ = torch.randint(-(1 << 31), (1 << 31) - 1, (100_003,), dtype=torch.int32, generator=numbers(2, 1, 1))
     want = 0
     for word in words_.tolist():
-        want ^= word & (1 << 64) - 1
-    for threads in (1, 2, 7):
-        assert kernels.module.read_memory(words_.data_ptr(), 8 * len(words_), threads) == want
+        want ^= word & (1 << 32) - 1
+    for level in range(kernels.best + 1):
+        for threads in (1, 2, 7):
+            assert kernels.module.read_memory(words_.data_ptr(), 4 * len(words_), threads, level) == want
 
 
 def test_nothing_is_written_beside_the_output(kernels: Native) -> None:

@@ -15,6 +15,7 @@ struct I16 {
   __m256i low{}, high{};
   KIN I16 operator+(I16 o) const { return {_mm256_add_epi32(low, o.low), _mm256_add_epi32(high, o.high)}; }
   KIN I16 operator-(I16 o) const { return {_mm256_sub_epi32(low, o.low), _mm256_sub_epi32(high, o.high)}; }
+  KIN I16 operator^(I16 o) const { return {_mm256_xor_si256(low, o.low), _mm256_xor_si256(high, o.high)}; }
   KIN I16 operator*(int32_t v) const {
     return {_mm256_mullo_epi32(low, _mm256_set1_epi32(v)), _mm256_mullo_epi32(high, _mm256_set1_epi32(v))};
   }

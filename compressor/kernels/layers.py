@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from compressor.kernels.native import LEVELS
 from compressor.kernels.products import Product, Unsupported, make_product
 from compressor.kernels.rebuild import large_part, rebuilt
 from compressor.kernels.stock import Dense, Int4Pack, make_stock
+from compressor.kernels.triton import Layout
 
 ACTIVATIONS = "COMPRESSOR_ACTIVATIONS"
 """Environment variable: ``int8`` (the default) or ``exact``."""
@@ -40,18 +41,20 @@ class Fast:
     """The product of one layer.
 
     Attributes:
-        rung: how it multiplies, one of `native.RUNGS`.
+        rung: how it multiplies, one of `native.RUNGS`, or ``triton``.
         reason: why it is not the rung that was asked for; empty if it is.
         product: of the matrix, in the layout of that rung.
         exact: see `Matrix.product`.
         group: layers with the same input that are multiplied together, and this one's place among them; or None.
+        device: kind of device that it is on.
     """
 
     rung: str
     reason: str
-    product: Product | Dense | Int4Pack
+    product: Product | Dense | Int4Pack | OnGpu
     exact: bool
     group: tuple[Group, int] | None = None
+    device: str = "cpu"
 
     def large_part(self, spec: Spec) -> str | None:
         """Return the name of the stored part that this can make again, if any."""
@@ -63,8 +66,8 @@ class Fast:
         return rebuilt(self.product, spec)
 
     def fits(self, x: Tensor, bias: Tensor | None) -> bool:
-        """Whether this can stand in for a layer: on the CPU, and nobody wants gradients."""
-        if x.device.type != "cpu" or x.dtype not in DTYPES:
+        """Whether this can stand in for a layer: activations are where it is, and nobody wants gradients."""
+        if x.device.type != self.device or x.dtype not in DTYPES:
             return False
         return not torch.is_grad_enabled() or not (x.requires_grad or (bias is not None and bias.requires_grad))
 
@@ -80,6 +83,24 @@ class Fast:
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
+@dataclass(frozen=True, eq=False)
+class OnGpu:
+    """A matrix in the layout of the Triton kernels."""
+
+    layout: Layout
+
+    def product(self, x: Tensor, bias: Tensor | None, level: str, exact: bool) -> Tensor:
+        """Return ``x W^T + bias``; see `Matrix.product`."""
+        from compressor.kernels.triton import apply
+
+        return apply(self.layout, x, bias, exact)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.layout.nbytes
+
+
 @dataclass(eq=False)
 class Group:
     """Matrices in one piece of memory, one below the other, that are multiplied with an input when the first is asked.
@@ -92,21 +113,16 @@ class Group:
     sizes: list[int]
     rung: str
     exact: bool
-    _input: Tensor | None = None
-    _version: int | None = None
-    _waiting: dict[int, Tensor] = field(default_factory=dict)
+    _held: tuple[Tensor, int | None, tuple[Tensor, ...]] | None = None
 
     def take(self, place: int, x: Tensor, flat: Tensor) -> Tensor:
         """Return the product of the matrix in ``place`` with ``flat`` (tokens, n), the rows of ``x``."""
-        version = None if x.is_inference() else x._version
-        if self._input is not x or self._version != version or place not in self._waiting:
+        version, held = None if x.is_inference() else x._version, self._held
+        if held is None or held[0] is not x or held[1] != version:
             products = torch.split(self.whole.product(flat, None, self.rung, self.exact), self.sizes, dim=1)
-            self._waiting = dict(enumerate(products))
-            self._input, self._version = x, version
-        found = self._waiting.pop(place)
-        if not self._waiting:
-            self._input = None
-        return found
+            held = (x, version, products)  # in one piece: another thread may be using the model
+        self._held = None if place + 1 == len(self.sizes) else held
+        return held[2][place]
 
 
 def make_fast(parts: Mapping[str, Tensor], spec: Spec, rung: str, dtype: torch.dtype) -> Fast | None:
@@ -118,11 +134,16 @@ def make_fast(parts: Mapping[str, Tensor], spec: Spec, rung: str, dtype: torch.d
         dtype: of the activations.
 
     Returns:
-        None where the rung is ``packed``: the layer unpacks its matrix for every use.
+        None where the rung is ``packed``, or there are no kernels for the matrix's device: the layer unpacks its matrix
+        for every use.
     """
-    exact = exact_activations()
-    if rung == "packed" or dtype not in DTYPES or any(part.device.type != "cpu" for part in parts.values()):
+    exact, device = exact_activations(), next(iter(parts.values())).device
+    if rung == "packed" or dtype not in DTYPES:
         return None
+    if rung == "dense":
+        return _dense(parts, spec, dtype, "", exact)
+    if device.type != "cpu":
+        return _on_gpu(parts, spec, device, exact)
     reason = ""
     if rung in LEVELS:
         try:
@@ -132,9 +153,22 @@ def make_fast(parts: Mapping[str, Tensor], spec: Spec, rung: str, dtype: torch.d
             reason = "single integers with exact activations"
         except Unsupported as why:
             reason = str(why)
-    if rung != "dense" and not exact and (stock := make_stock(parts, spec)) is not None:
+    if not exact and (stock := make_stock(parts, spec)) is not None:
         return Fast("torch", reason, stock, exact)
-    return Fast("dense", reason, Dense(format_of(spec).unpack(parts, spec).to(dtype)), exact)
+    return _dense(parts, spec, dtype, reason, exact)
+
+
+def _dense(parts: Mapping[str, Tensor], spec: Spec, dtype: torch.dtype, reason: str, exact: bool) -> Fast:
+    weight = format_of(spec).unpack(parts, spec).to(dtype)
+    return Fast("dense", reason, Dense(weight), exact, device=weight.device.type)
+
+
+def _on_gpu(parts: Mapping[str, Tensor], spec: Spec, device: torch.device, exact: bool) -> Fast | None:
+    from compressor.kernels import triton
+
+    if triton.supports(spec, device) is not None:
+        return None
+    return Fast("triton", "", OnGpu(triton.prepare(parts, spec, device)), exact, device=device.type)
 
 
 def join(layers: list[Fast]) -> bool:

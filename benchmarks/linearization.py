@@ -9,6 +9,7 @@ docs/benchmarks.md is renewed at the end.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -51,13 +52,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def linearized(model: Path, stage: Mapping[str, Any], output: Path, **sections: Any) -> Any:
-    """Linearize and return the report; the folder is at ``output``."""
+    """Linearize, or go on where an interrupted run stopped, and return the report; the folder is at ``output``."""
     from compressor.run.recipe import make_recipe
     from compressor.run.stream import Options, compress
 
-    shutil.rmtree(output, ignore_errors=True)
+    shutil.rmtree(output, ignore_errors=True)  # of a run that had ended; one that had not is beside it
     content = {"stages": [{"linearize": dict(stage)}], "verify": False, **sections}
-    return compress(make_recipe(content), str(model), Options(output=output, fresh=True))
+    return compress(make_recipe(content), str(model), Options(output=output))
 
 
 def quality(model: Path, stage: Mapping[str, Any], args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def recall_teacher(folder: Path) -> Path:
     return folder
 
 
-def speed(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def speed() -> dict[str, Any]:
     """Milliseconds and cache bytes of a token, and seconds of a prefill, by context; untrained, since time is all.
 
     Two blocks of the shapes of a model of a billion parameters, linearized and not.
@@ -152,7 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     def result(part: str, model: str, stage: dict[str, Any], measured: Any) -> None:
         key = (part, model, json.dumps(stage))
         if key not in known:
-            known[key] = {"part": part, "model": model, "stage": stage, **common, **measured()}
+            folder = scratch / hashlib.sha256(json.dumps([*key, common]).encode()).hexdigest()[:12]
+            known[key] = {"part": part, "model": model, "stage": stage, **common, **measured(folder)}
+            shutil.rmtree(folder, ignore_errors=True)
             with cache.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(known[key]) + "\n")
             print(json.dumps(known[key])[:400], flush=True)
@@ -163,11 +166,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             if "quality" in args.parts:
                 for method in METHODS:
                     stage = {"method": method, "keep_attention": 0, "tokens": args.tokens}
-                    result("quality", model.name, stage, lambda m=model, s=stage: quality(m, s, args, scratch))
+                    result("quality", model.name, stage, lambda folder, m=model, s=stage: quality(m, s, args, folder))
             if "smoke" in args.parts:
                 for kept in (0.25, 0):
                     stage = {"method": "windowed", "keep_attention": kept, "tokens": SMOKE}
-                    result("smoke", model.name, stage, lambda m=model, s=stage: quality(m, s, args, scratch))
+                    result("smoke", model.name, stage, lambda folder, m=model, s=stage: quality(m, s, args, folder))
     elif args.parts != ["recall"] and args.parts != ["speed"]:
         print(f"linearization: no text in {args.text}, only recall and speed")
     if "recall" in args.parts:
@@ -179,9 +182,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             first = {"sinks": 0} if method in ("windowed", "window-sink") else {}
             stages.append({"method": method, **near, **first, "tokens": RECALL_TOKENS, "keep_attention": 0})
         for stage in stages:
-            result("recall", "recall", dict(stage), lambda s=stage: recall(teacher, s, scratch))
+            result("recall", "recall", dict(stage), lambda folder, s=stage: recall(teacher, s, folder))
     if "speed" in args.parts:
-        result("speed", "2 x 2048", {}, lambda: speed(scratch, args))
+        result("speed", "2 x 2048", {}, lambda folder: speed())
     shutil.rmtree(scratch, ignore_errors=True)
     section = linearization_section(results, args.tokens)
     if args.no_page:

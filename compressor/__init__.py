@@ -6,8 +6,17 @@ Importing this package teaches ``transformers`` to read what it writes: after ``
 
 from __future__ import annotations
 
+from typing import Any
+
 from compressor.hf.autoload import install as _install
 
 __version__ = "0.1.0"
 
 _install()
+
+
+def accelerate(model: Any) -> Any:
+    """Lay out the packed layers of a loaded model for the kernels; see `compressor.kernels.model.accelerate`."""
+    from compressor.kernels.model import accelerate as lay_out
+
+    return lay_out(model)

@@ -88,7 +88,8 @@ def test_matrices_are_unpacked_as_stored(level: str, name: str, kernels: Native)
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(sorted(CASES)), st.integers(1, 70), st.integers(1, 300),
-    st.sampled_from([32, 64, 96, 128, 1 << 20]), st.integers(1, 30), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 2),
+    st.sampled_from([32, 64, 96, 128, 1 << 20]), st.integers(1, 30), st.sampled_from(DTYPES), st.booleans(),
+    st.integers(0, 2),
 )  # fmt: skip
 def test_any_shape(
     kernels: Native, name: str, m: int, n: int, group: int, tokens: int, dtype: torch.dtype, exact: bool, level: int

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the kernels, which may fail to compile, and the texts and recipes inside the wheel."""
+"""What pyproject.toml cannot say: the kernels, which may fail to compile; texts and recipes inside the wheel."""
 
 import os
 import runpy

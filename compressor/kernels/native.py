@@ -59,14 +59,14 @@ def built_file() -> Path:
 def candidates() -> list[Path]:
     """Files that may be the extension, in the order in which they are tried: installed, then built later."""
     here = Path(__file__).parent
-    return [*(here / f"_native{suffix}" for suffix in (ABI3, *EXTENSION_SUFFIXES)), built_file()]
+    return [*(here / f"_native{suffix}" for suffix in dict.fromkeys((ABI3, *EXTENSION_SUFFIXES))), built_file()]
 
 
 def load(file: Path) -> Native:
     """Load one file.
 
     Raises:
-        ImportError: it is no extension for this interpreter and system, or made from other sources than those beside it.
+        ImportError: it is no extension for this interpreter and system, or made from other sources than ours.
     """
     spec = importlib.util.spec_from_file_location("compressor.kernels._native", file)
     assert spec is not None and spec.loader is not None
@@ -82,7 +82,7 @@ def load(file: Path) -> Native:
 @cache
 def search() -> tuple[Native | None, tuple[str, ...]]:
     """The compiled kernels, or None, and what is wrong with files that were tried before."""
-    wrong = []
+    wrong: list[str] = []
     for file in candidates():
         if file.exists():
             try:

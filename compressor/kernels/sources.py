@@ -1,4 +1,4 @@
-"""What the kernels are compiled from and with which options. ``setup.py`` runs this file: it imports nothing of ours."""
+"""What the kernels are compiled from, and how. ``setup.py`` runs this file: it imports nothing of ours."""
 
 from __future__ import annotations
 

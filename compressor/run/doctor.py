@@ -1,4 +1,4 @@
-"""What ``compressor doctor`` finds out about an installation: one fact after the other, and whether it is as it should be."""
+"""What ``compressor doctor`` finds out about an installation: fact by fact, and whether it is as it should be."""
 
 from __future__ import annotations
 

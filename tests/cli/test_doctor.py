@@ -39,9 +39,7 @@ def test_json_says_the_same(command: Command) -> None:
             assert fact["value"] in text
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("COMPRESSOR_KERNELS", "avx3"), ("COMPRESSOR_ACTIVATIONS", "int7")]
-)
+@pytest.mark.parametrize(("name", "value"), [("COMPRESSOR_KERNELS", "avx3"), ("COMPRESSOR_ACTIVATIONS", "int7")])
 def test_what_is_wrong_is_said_and_ends_in_an_error(
     name: str, value: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Kernels for these tests: the installed ones, or, where those are missing or older than the sources, compiled here once.
+"""Kernels for these tests: the installed ones, or, where those are missing or stale, compiled here once.
 
 COMPRESSOR_TEST_KERNELS names a file to test instead (the tests of the sanitizers set it).
 """

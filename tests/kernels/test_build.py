@@ -111,7 +111,7 @@ def test_compilers_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(target.parent.iterdir()) == []
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    with pytest.raises(UserError, match="no C.. compiler"):
+    with pytest.raises(UserError, match=r"no C\+\+ compiler"):
         compile_kernels(target)
 
 

@@ -25,10 +25,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.fixture(autouse=True)
 def kernels_only(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is handed to PyTorch, however many tokens there are; the number of threads is put back."""
+    """Nothing is handed to PyTorch, however many tokens there are; one thread, unless a test says otherwise."""
     monkeypatch.setattr(matrices, "EXACT", 1 << 30)
     monkeypatch.setattr(matrices, "FEW", {})
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
@@ -86,8 +87,9 @@ def test_matrices_are_unpacked_as_stored(level: str, name: str, kernels: Native)
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.sampled_from(sorted(CASES)), st.integers(1, 70), st.integers(1, 300), st.sampled_from([32, 64, 96, 128, 1 << 20]),
-    st.integers(1, 30), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 2),
+    st.sampled_from(sorted(CASES)), st.integers(1, 70), st.integers(1, 300),
+    st.sampled_from([32, 64, 96, 128, 1 << 20]), st.integers(1, 30), st.sampled_from(DTYPES), st.booleans(),
+    st.integers(0, 2),
 )  # fmt: skip
 def test_any_shape(
     kernels: Native, name: str, m: int, n: int, group: int, tokens: int, dtype: torch.dtype, exact: bool, level: int

@@ -23,10 +23,11 @@ SOME = ("trit2", "trit3", "int3", "int8-zeros", "sign", "partial-means", "sparse
 
 @pytest.fixture(autouse=True)
 def kernels_only(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is handed to PyTorch, however many tokens there are; the number of threads is put back."""
+    """Nothing is handed to PyTorch, however many tokens there are; one thread, unless a test says otherwise."""
     monkeypatch.setattr(matrices, "EXACT", 1 << 30)
     monkeypatch.setattr(matrices, "FEW", {})
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
@@ -210,7 +211,10 @@ def test_starts_that_are_wrong_are_refused(kernels: Native) -> None:
             with pytest.raises(ValueError, match="starts"):
                 kernels.module.linear(*words(matrix, x, out, extra=bad.data_ptr()).values())
             with pytest.raises(ValueError, match="starts"):
-                unpack = [*list(words(matrix, x, out, extra=bad.data_ptr()).values())[:8], torch.empty(50, 300).data_ptr()]
+                unpack = [
+                    *list(words(matrix, x, out, extra=bad.data_ptr()).values())[:8],
+                    torch.empty(50, 300).data_ptr(),
+                ]
                 kernels.module.unpack(*unpack, 1, 0)
 
 

@@ -122,8 +122,13 @@ namespace avx2 {
 #undef COMPRESSOR_TARGET
 
 #define COMPRESSOR_LEVEL 2
+#if defined(__clang__)  // which takes whole registers anyway, and ignores a target that names a width
+#define COMPRESSOR_WIDTH ""
+#else
+#define COMPRESSOR_WIDTH ",prefer-vector-width=512"
+#endif
 #define COMPRESSOR_TARGET \
-  "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,prefer-vector-width=512"
+  "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2" COMPRESSOR_WIDTH
 #define KIN inline __attribute__((always_inline, target(COMPRESSOR_TARGET)))
 #define KFN static KIN
 #define KERNEL static __attribute__((noinline, target(COMPRESSOR_TARGET)))

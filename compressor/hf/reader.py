@@ -36,6 +36,7 @@ READER_MODULES = (
     "hf/quantizer.py",
     "mixers/spec.py",
     "mixers/chunked.py",
+    "mixers/fla.py",
     "mixers/maps.py",
     "mixers/decays.py",
     "hf/linear_cache.py",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.hf.linear_cache import linear_state
+from compressor.hf.linear_kernels import read_tokens
 from compressor.mixers.chunked import Frame, Read, Tokens, join_shared, memory_output, window_output
 from compressor.mixers.decays import Decay, small_weights
-from compressor.mixers.fla import read_tokens
 from compressor.mixers.maps import FeatureMap, running_maximum
 from compressor.mixers.spec import MEMORY, WHOLE, WINDOW, MixerSpec
 
@@ -241,7 +241,7 @@ class LinearAttention(nn.Module):
 
 def _coarse(hidden: Tensor) -> bool:
     """Whether what the memory is made of is rounded to 16 bits anyway."""
-    return hidden.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(hidden.device.type)
+    return hidden.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cuda")
 
 
 def _valid(mask: Tensor | None, rows: int, tokens: int, device: torch.device) -> Tensor:

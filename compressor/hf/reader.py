@@ -40,6 +40,7 @@ READER_MODULES = (
     "mixers/maps.py",
     "mixers/decays.py",
     "hf/linear_cache.py",
+    "hf/linear_kernels.py",
     "hf/linear_attention.py",
     "hf/linearized.py",
     "hf/loading.py",

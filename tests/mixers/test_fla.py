@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
-from typing import Any
 
 import fla_stand_in
 import pytest
@@ -13,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_reference import Case, random_tokens
 from test_chunked import LAYOUTS, SCALE, differentiable, logits, padded
-from torch import Tensor
 
 from compressor.mixers import fla
 from compressor.mixers.chunked import Frame, Read, State, Tokens, read_all
@@ -120,136 +117,9 @@ def test_any_layout_any_padding_any_calls(data: st.DataObject) -> None:
     )
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A machine that looks like one with a GPU and with flash-linear-attention."""
-    fla.proved_kernel.cache_clear()
-    monkeypatch.delenv(fla.FLA_VARIABLE, raising=False)
-    monkeypatch.setattr(fla, "on_gpu", lambda tensor: True)
-    monkeypatch.setattr(fla, "find_spec", lambda name: object())
-    fla_stand_in.install(monkeypatch)
-    yield monkeypatch
-    fla.proved_kernel.cache_clear()
-
-
-def singles(tokens: int = 300, **settings: Any) -> Tokens:
-    return random_tokens(Case(rows=2, tokens=tokens, **settings), dtype=torch.float32)
-
-
-class Counted:
-    """A kernel that counts its calls, and may change what the stand-in returns."""
-
-    def __init__(self, kernel: Any, change: float = 0.0) -> None:
-        self.kernel, self.change, self.calls = kernel, change, 0
-
-    def __call__(self, **given: Any) -> tuple[Tensor, Tensor]:
-        self.calls += 1
-        read, state = self.kernel(**given)
-        return read * (1 + self.change), state
-
-
-@pytest.mark.parametrize("decay", ["scalar", "vector"])
-def test_kernels_are_used_where_they_agree(gpu: Any, decay: str, caplog: pytest.LogCaptureFixture) -> None:
-    counted = Counted(kernel(decay))
-    fla_stand_in.install(gpu, **{kernel(decay).__name__: counted})
-    tokens, frame = singles(decay=decay), Frame(16, 4, True, True)
-    before = torch.get_rng_state()
-    with caplog.at_level(logging.INFO, "compressor"):
-        found = [fla.read_tokens(tokens, frame, scale=SCALE, coarse=True) for _ in range(3)]
-    assert counted.calls == 4  # one of them to prove it
-    assert [record.levelname for record in caplog.records] == ["INFO"] and "used" in caplog.text
-    assert torch.equal(torch.get_rng_state(), before)
-    wanted = read_all(tokens, frame, scale=SCALE)
-    agree(found[0], wanted, 1e-3)
-    assert not torch.equal(found[0][0].memory, wanted[0].memory)
-
-
-def test_kernels_are_proved_in_inference_mode_and_when_learning(gpu: Any) -> None:
-    counted = Counted(fla_stand_in.chunk_simple_gla)
-    fla_stand_in.install(gpu, chunk_simple_gla=counted)
-    with torch.inference_mode():
-        assert fla.kernel_for(singles()) is counted
-    learning = singles()
-    learning.key_features.requires_grad_()
-    assert fla.kernel_for(learning) is counted
-    assert counted.calls == 2
-
-
-@pytest.mark.parametrize("change", [0.1, float("nan")])
-def test_kernels_that_compute_something_else_are_not_used(
-    gpu: Any, change: float, caplog: pytest.LogCaptureFixture
-) -> None:
-    fla_stand_in.install(gpu, chunk_simple_gla=Counted(fla_stand_in.chunk_simple_gla, change))
-    assert fla.kernel_for(singles()) is None and fla.kernel_for(singles()) is None
-    assert len(caplog.records) == 1 and "not used, its outputs" in caplog.text
-
-
-def test_kernels_with_wrong_gradients_are_used_for_inference_only(gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
-    def wrong(**given: Any) -> Any:
-        return fla_stand_in.chunk_simple_gla(**{**given, "k": given["k"] * 0.8 + given["k"].detach() * 0.2})
-
-    fla_stand_in.install(gpu, chunk_simple_gla=wrong)
-    assert fla.kernel_for(singles()) is wrong
-    learning = singles()
-    learning.values.requires_grad_()
-    assert fla.kernel_for(learning) is None
-    with torch.no_grad():
-        assert fla.kernel_for(learning) is wrong
-    assert "not used, its gradients" in caplog.text
-
-
-def test_kernels_that_fail_are_not_used(gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
-    def broken(**given: Any) -> Any:
-        raise RuntimeError("0 active drivers ([]). There should only be one.\nand more")
-
-    fla_stand_in.install(gpu, chunk_simple_gla=broken)
-    tokens, frame = singles(), Frame(16, 4, True, True)
-    for _ in range(2):
-        agree(fla.read_tokens(tokens, frame, coarse=True), read_all(tokens, frame), 1e-12)
-    assert [record.getMessage() for record in caplog.records] == [
-        "flash-linear-attention: chunk_simple_gla, 5 features, inference: not used, it fails "
-        "(RuntimeError: 0 active drivers ([]). There should only be one.)"
-    ]
-
-
-def test_ours_is_used_everywhere_else(gpu: Any) -> None:
-    assert fla.kernel_for(singles()) is not None
-    assert fla.kernel_for(singles(tokens=fla.FLA_FEWEST - 1)) is None
-    assert fla.kernel_for(singles(features=0)) is None
-    assert fla.kernel_for(random_tokens(Case(tokens=300))) is None  # double precision
-    counted = Counted(fla_stand_in.chunk_simple_gla)
-    gpu.setattr(fla, "kernel_for", lambda tokens: counted)
-    fla.read_tokens(singles(), Frame(16, 4, True, True))  # a model that computes in fp32
-    assert not counted.calls
-
-
-def test_the_environment_variable_chooses(gpu: Any) -> None:
-    gpu.setenv(fla.FLA_VARIABLE, "off")
-    assert fla.kernel_for(singles()) is None
-    gpu.setenv(fla.FLA_VARIABLE, "yes")
-    with pytest.raises(ValueError, match="COMPRESSOR_FLA=yes: expected auto or off"):
-        fla.kernel_for(singles())
-
-
-def test_without_a_gpu_nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(name: str) -> Any:
-        raise AssertionError(name)
-
-    monkeypatch.setattr(fla, "import_module", never)
-    monkeypatch.setattr(fla, "find_spec", never)
-    tokens = singles()
-    agree(fla.read_tokens(tokens, Frame(16, 4, True, True), coarse=True), read_all(tokens, Frame(16, 4, True, True)))
-
-
-def test_without_the_package_ours_is_used_and_nothing_said(gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
-    gpu.setattr(fla, "find_spec", lambda name: None)
-    assert fla.kernel_for(singles()) is None
-    assert not caplog.records
-
-
-def test_features_of_half_precision_are_widened(gpu: Any) -> None:
+def test_features_of_half_precision_are_widened() -> None:
     """Under autocast products come out in bf16; the kernels get what the values have."""
-    tokens = singles()
+    tokens = random_tokens(Case(rows=2, tokens=300), dtype=torch.float32)
     mixed = replace(tokens, key_features=tokens.key_features.bfloat16())
     found = fla.read_with(fla_stand_in.chunk_simple_gla, mixed, Frame(16, 4, True, True))[0]
     exact = replace(tokens, key_features=mixed.key_features.float())

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.hf.linear_cache import linear_state
-from compressor.mixers.chunked import Frame, Read, Tokens, join_shared, memory_output, read_all, window_output
+from compressor.hf.linear_kernels import read_tokens
+from compressor.mixers.chunked import Frame, Read, Tokens, join_shared, memory_output, window_output
 from compressor.mixers.decays import Decay, small_weights
 from compressor.mixers.maps import FeatureMap, running_maximum
 from compressor.mixers.spec import MEMORY, WHOLE, WINDOW, MixerSpec
@@ -128,7 +129,15 @@ class LinearAttention(nn.Module):
             sinks = self.lin_sinks.to(dtype).view(self.kv_heads, -1, self.spec.sink_logits)
         chunk = VECTOR_CHUNK if tokens.log_decay.shape[-1] > 1 else max(64, self.spec.window)
         own = {name: tensor for name, tensor in state.items() if not name.startswith("extra_")}
-        read, after = read_all(tokens, frame, own or None, chunk=chunk, scale=self.scaling, sink_logits=sinks)
+        read, after = read_tokens(
+            tokens,
+            frame,
+            own or None,
+            chunk=chunk,
+            scale=self.scaling,
+            sink_logits=sinks,
+            coarse=_coarse(hidden_states),
+        )
         if held is not None:
             held.advance({**after, **extra}, T)
         out = self._join(read, tokens.queries).to(hidden_states.dtype)
@@ -228,6 +237,11 @@ class LinearAttention(nn.Module):
 
     def _grouped_features(self, nothing: Tensor) -> Tensor:
         return nothing[:, :, None].expand(-1, -1, self.heads // self.kv_heads, -1, -1)
+
+
+def _coarse(hidden: Tensor) -> bool:
+    """Whether what the memory is made of is rounded to 16 bits anyway."""
+    return hidden.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cuda")
 
 
 def _valid(mask: Tensor | None, rows: int, tokens: int, device: torch.device) -> Tensor:

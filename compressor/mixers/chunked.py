@@ -149,17 +149,15 @@ def read_all(
 
 def _one_chunk(new: Tokens, frame: Frame, state: State, scale: float, sink_logits: Tensor | None) -> tuple[Read, State]:
     L, P = new.keys.shape[2], state["keys"].shape[2]
-    rank = torch.where(new.valid, state["count"][:, None] + new.valid.cumsum(1) - 1, -1)
-    ranks = torch.cat([state["rank"], rank], 1)  # (B, P + L), -1 where padded
-    columns = torch.arange(P + L, device=rank.device)
+    ranks = all_ranks(new, state)
+    columns = torch.arange(P + L, device=ranks.device)
     age = columns[P:, None] - columns[None]  # (L, P + L)
     there = (ranks >= 0)[:, None] & (age >= 0)  # (B, L, P + L)
     sink = (ranks < frame.sinks)[:, None]
     near = there & ((age < frame.window) | sink) if frame.window else torch.zeros_like(there)
     keys = torch.cat([state["keys"], new.keys], 2)
     values = torch.cat([state["values"], new.values], 2)
-    log_decay = torch.where(new.valid[:, None, :, None], new.log_decay, 0)
-    decays = torch.cat([state["decays"], log_decay], 2)
+    decays = torch.cat([state["decays"], kept_decay(new)], 2)
     features = torch.cat([state["features"], new.key_features], 2)
     since = decays.cumsum(2)  # log of what is left, from the first cached token on
     old = state["decays"].shape[2]  # P, or 0 where what is cached is in the memory already
@@ -184,6 +182,17 @@ def _one_chunk(new: Tokens, frame: Frame, state: State, scale: float, sink_logit
     return Read(window, memory, top), state
 
 
+def all_ranks(new: Tokens, state: State) -> Tensor:
+    """Which valid token of its row each cached and each new token is, (B, P + L) int64; -1 where padded."""
+    rank = torch.where(new.valid, state["count"][:, None] + new.valid.cumsum(1) - 1, -1)
+    return torch.cat([state["rank"], rank], 1)
+
+
+def kept_decay(new: Tokens) -> Tensor:
+    """The decays of new tokens, none where a token is padding, (B, Hk, L, 1 or f)."""
+    return torch.where(new.valid[:, None, :, None], new.log_decay, 0)
+
+
 def _read_window(
     queries: Tensor,
     keys: Tensor,
@@ -206,7 +215,7 @@ def _read_window(
         scores = torch.cat([scores, sink_logits[None, :, :, None].expand(B, -1, -1, L, -1)], -1)
     top = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)  # a padded query sees nothing
     weights = (scores - top).exp()
-    out = torch.einsum("bhgij,bhjv->bhgiv", weights[..., : values.shape[2]], _with_ones(values))
+    out = torch.einsum("bhgij,bhjv->bhgiv", weights[..., : values.shape[2]], with_ones(values))
     if sink_logits is not None:
         out = torch.cat([out[..., :-1], weights.sum(-1, keepdim=True)], -1)
     return out, top
@@ -232,7 +241,7 @@ def _read_memory(
     else:
         weights = torch.einsum("bhgif,bhijf->bhgij", new.query_features, features[:, :, None] * lost.exp())
     weights = weights.masked_fill(~far[:, None, None], 0)
-    return old + torch.einsum("bhgij,bhjv->bhgiv", weights, _with_ones(values))
+    return old + torch.einsum("bhgij,bhjv->bhgiv", weights, with_ones(values))
 
 
 def _next_state(
@@ -258,7 +267,7 @@ def _next_state(
     first = frame.sinks if frame.older and frame.window else 0  # sinks stay in the window, where there is one
     entering = (ranks[:, fold] >= first)[:, None, :, None]
     weighted = features[:, :, known] * (end - since[:, :, known]).exp() * entering
-    memory = memory + torch.einsum("bhjf,bhjv->bhfv", weighted, _with_ones(values[:, :, fold]))
+    memory = memory + torch.einsum("bhjf,bhjv->bhfv", weighted, with_ones(values[:, :, fold]))
     sinks = {name: state[name] for name in ("sink_keys", "sink_values", "sink_filled")}
     if frame.sinks and frame.window and gone:
         slots = torch.arange(frame.sinks, device=ranks.device)
@@ -281,7 +290,8 @@ def _next_state(
     }
 
 
-def _with_ones(values: Tensor) -> Tensor:
+def with_ones(values: Tensor) -> Tensor:
+    """A one as the last channel: (..., dv) -> (..., dv+1)."""
     return torch.cat([values, torch.ones_like(values[..., :1])], -1)
 
 

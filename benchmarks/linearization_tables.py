@@ -121,6 +121,7 @@ def _speed(rows: Results) -> list[str]:
     words = (
         f"A token takes {flat:+.0%} at {last['context']:,} tokens against {first['context']:,} (target: within 10 %); "
         f"the state is the same {last['linear_bytes'] / 1e6:.2f} MB. A token of the prefill takes "
-        f"{last['linear_prefill'] / last['context'] / (first['linear_prefill'] / first['context']):.2f} times as long. {crossing}"
+        f"{last['linear_prefill'] / last['context'] / (first['linear_prefill'] / first['context']):.2f} times as long. "
+        f"{crossing}"
     )
     return ["Two blocks of the shapes of a model of a billion parameters, float32.", table(head, body), words]

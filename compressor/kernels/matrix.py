@@ -120,5 +120,5 @@ class Matrix:
     def arguments(self) -> tuple[int | float, ...]:
         """Return how the kernels are told of a matrix."""
         extra = 0 if self.extra is None else self.extra.data_ptr()
-        nbytes = self.data.numel() * self.data.element_size()
-        return self.kind, self.m, self.n, self.kb, self.factor, self.data.data_ptr(), nbytes, extra
+        more = 0 if self.extra is None else self.extra.nbytes
+        return self.kind, self.m, self.n, self.kb, self.factor, self.data.data_ptr(), self.data.nbytes, extra, more

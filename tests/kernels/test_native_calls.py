@@ -126,6 +126,7 @@ def words(matrix: Matrix, x: Tensor, out: Tensor, /, **changed: Any) -> dict[str
     found: dict[str, Any] = {
         "kind": int(matrix.kind), "m": matrix.m, "n": matrix.n, "kb": matrix.kb, "factor": matrix.factor,
         "data": matrix.data.data_ptr(), "bytes": size, "extra": 0 if matrix.extra is None else matrix.extra.data_ptr(),
+        "more": 0 if matrix.extra is None else matrix.extra.nbytes,
         "x": x.data_ptr(), "dtype": DTYPES[x.dtype], "tokens": len(x), "out": out.data_ptr(), "bias": 0, "exact": 0,
         "threads": 1, "level": 0,
     }  # fmt: skip
@@ -153,8 +154,7 @@ def wrong_words(matrix: Matrix) -> list[dict[str, Any]]:
         "threads": [0, -1, 1025],
         "level": [-1, 3],
     }
-    if not Kind.PARTIAL <= matrix.kind <= Kind.SPARSE_FP16:  # how long a table of starts is, nobody can see
-        values["m"].append(matrix.m + 16)
+    values["m"].append(matrix.m + 16)
     if matrix.kind <= Kind.SIGN:
         values["n"].append(matrix.n + 128)
         values["bytes"] += [size - 1, size + 1, size + 64]
@@ -167,6 +167,7 @@ def wrong_words(matrix: Matrix) -> list[dict[str, Any]]:
         values["n"].append(matrix.n + 1)
     if matrix.kind in (Kind.TRIT2, Kind.TRIT3):
         values["extra"] = [0]
+        values["more"] = [0, -1, matrix.extra.nbytes - 16 if matrix.extra is not None else 16]
     return [{name: value} for name, all_ in values.items() for value in all_]
 
 
@@ -212,7 +213,7 @@ def test_starts_that_are_wrong_are_refused(kernels: Native) -> None:
                 kernels.module.linear(*words(matrix, x, out, extra=bad.data_ptr()).values())
             with pytest.raises(ValueError, match="starts"):
                 unpack = [
-                    *list(words(matrix, x, out, extra=bad.data_ptr()).values())[:8],
+                    *list(words(matrix, x, out, extra=bad.data_ptr()).values())[:9],
                     torch.empty(50, 300).data_ptr(),
                 ]
                 kernels.module.unpack(*unpack, 1, 0)

@@ -88,20 +88,22 @@ Matrix shape_from(Arguments& in) {
   return w;
 }
 
-// kind, m, n, kb, factor, data, bytes, extra
+// kind, m, n, kb, factor, data, bytes, extra, bytes of extra
 Matrix matrix_from(Arguments& in) {
   Matrix w = shape_from(in);
   w.factor = static_cast<float>(in.real("factor"));
   w.data = in.address<uint8_t>("data");
   const long long bytes = in.number("bytes", 0, 1LL << 46);
   w.extra = in.address<int64_t>("extra", true);
+  const long long more = in.number("bytes of extra", 0, 1LL << 46);
   in.expect(reinterpret_cast<uintptr_t>(w.data) % 64 == 0, "alignment of data to 64 bytes");
   if (!in.fits()) return w;  // sizes may be nonsense
   if (is_levels(w.kind)) {
     in.expect(bytes == w.bytes(), "bytes");
-    in.expect((w.kind != TRIT2 && w.kind != TRIT3) || w.extra != nullptr, "numbers of trits");
+    const bool numbered = w.kind == TRIT2 || w.kind == TRIT3;
+    in.expect(!numbered || (w.extra != nullptr && more == w.tiles() * w.groups() * kRows), "numbers of trits");
   } else if (is_stream(w.kind)) {
-    in.expect(w.extra != nullptr, "starts");
+    in.expect(w.extra != nullptr && more == 8LL * (w.tiles() + 1), "starts");
     in.expect(w.least() + kSlack <= bytes, "bytes");
     if (in.fits()) {
       bool rising = w.starts()[0] == 0;

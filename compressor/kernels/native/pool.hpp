@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <new>
 #include <thread>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -129,10 +130,23 @@ inline void set_up() {
 #endif
 }
 
-// Call body(chunk) for every chunk below `chunks`.
+// Call body(chunk) for every chunk below `chunks`. Throws std::bad_alloc if a chunk does, in whichever thread.
 template <class Body>
 void each(long chunks, int threads, Body&& body) {
-  instance().load()->run([](void* context, long chunk) { (*static_cast<Body*>(context))(chunk); }, &body, chunks, threads);
+  struct Guarded {
+    Body& body;
+    std::atomic<bool> short_of_memory;
+  } guarded{body, {false}};
+  const Work work = [](void* context, long chunk) {
+    auto& mine = *static_cast<Guarded*>(context);
+    try {
+      mine.body(chunk);
+    } catch (const std::bad_alloc&) {
+      mine.short_of_memory = true;
+    }
+  };
+  instance().load()->run(work, &guarded, chunks, threads);
+  if (guarded.short_of_memory) throw std::bad_alloc();
 }
 
 }  // namespace pool

@@ -220,6 +220,6 @@ def test_integers_read_back_what_was_packed(kernels: Native) -> None:
                     kind, m, n, kb, entries.data_ptr(), tails.data_ptr(), data.data_ptr(), size, 2
                 )
                 kernels.module.read_records(
-                    kind, m, n, kb, 1.0, data.data_ptr(), size, table.data_ptr(), back.data_ptr(), 2
+                    kind, m, n, kb, 1.0, data.data_ptr(), size, table.data_ptr(), table.nbytes, back.data_ptr(), 2
                 )
                 assert torch.equal(back, entries), kind

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from compressor.kernels.layers import Fast, join, make_fast
-from compressor.kernels.native import rung
+from compressor.kernels.native import rung_and_why, wanted
 
 SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers of one module that are always called with the same tensor."""
@@ -52,7 +52,7 @@ def accelerate(model: nn.Module, way: str | None = None) -> Accelerated:
     Raises:
         UserError: an environment variable asks for what there is not.
     """
-    way = way or rung()
+    way, why = (way, "asked for") if way else rung_and_why()
     layers: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     made: dict[nn.Module, Fast] = {}
@@ -71,8 +71,9 @@ def accelerate(model: nn.Module, way: str | None = None) -> Accelerated:
         joined = sum(_join_children(parent, made) for parent in model.modules())
     nbytes = sum(fast.product.nbytes for fast in made.values())
     found = Accelerated(dict(layers), joined, nbytes, dict(reasons))
-    if layers:
-        log.info("%s", found)
+    if layers:  # what nobody has asked for and is slower than the kernels is worth more than a whisper
+        slow = way == "torch" and wanted() == "auto"
+        log.log(logging.WARNING if slow else logging.INFO, "%s: %s", found, why)
     return found
 
 

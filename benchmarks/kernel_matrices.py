@@ -13,8 +13,8 @@ from torch import Tensor
 from compressor.formats.dense import Dense
 from compressor.formats.group_int import GroupInt, portable_scale
 from compressor.formats.low_rank import LowRank
-from compressor.formats.parts import Spec
 from compressor.formats.partial_binary import PartialBinary
+from compressor.formats.parts import Spec
 from compressor.formats.representation import Masked, Representation, pack
 from compressor.formats.trit_planes import TritPlanes
 

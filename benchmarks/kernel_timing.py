@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -29,11 +30,12 @@ class Contender:
     facts: dict[str, Any]
     once: Callable[[], float]
     nbytes: int
-    times: list[float] = field(default_factory=list)
+    times: list[float | None] = field(default_factory=list)
 
     def result(self) -> dict[str, Any]:
-        """Facts, bytes and seconds of every round."""
-        return {**self.facts, "bytes": self.nbytes, "times": [round(seconds, 9) for seconds in self.times]}
+        """Facts, bytes and seconds of every round, None for those that were left out."""
+        times = [None if seconds is None else round(seconds, 9) for seconds in self.times]
+        return {**self.facts, "bytes": self.nbytes, "times": times}
 
 
 def timed(work: Callable[[], object], clock: Clock) -> Callable[[], float]:
@@ -47,27 +49,36 @@ def timed(work: Callable[[], object], clock: Clock) -> Callable[[], float]:
     return once
 
 
-def interleave(contenders: Sequence[Contender], rounds: int) -> list[dict[str, Any]]:
-    """Time each once a round, after two rounds that do not count; the next round starts at the next contender."""
-    for each in contenders:
-        each.once()
-        each.once()
+def interleave(contenders: Sequence[Contender], rounds: int, patience: float = math.inf) -> list[dict[str, Any]]:
+    """Time each once a round; the next round starts at the next contender.
+
+    Args:
+        patience: what takes more seconds is left out of three rounds of four.
+    """
+    every = [4 if min(each.once(), each.once()) > patience else 1 for each in contenders]
     for turn in range(rounds):
         start = turn % len(contenders)
-        for each in (*contenders[start:], *contenders[:start]):
-            each.times.append(each.once())
+        for place in (*range(start, len(contenders)), *range(start)):
+            each = contenders[place]
+            each.times.append(None if turn % every[place] else each.once())
     return [each.result() for each in contenders]
 
 
-def quantile(times: Sequence[float], share: float) -> float:
-    """The value below which ``share`` of ``times`` lie."""
-    ordered = sorted(times)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def taken(row: dict[str, Any]) -> list[float]:
+    """The seconds of a result, without the rounds that were left out."""
+    return [seconds for seconds in row["times"] if seconds is not None]
+
+
+def quantile(row: dict[str, Any], share: float) -> float:
+    """The seconds that ``share`` of a result's calls took less than; 0.5: the median."""
+    ordered = sorted(taken(row))
+    return median(ordered) if share == 0.5 else ordered[int(share * len(ordered))]
 
 
 def times_faster(row: dict[str, Any], other: dict[str, Any]) -> float:
     """How many times faster ``row`` is than ``other``: the median over rounds of the ratio within a round."""
-    return median(theirs / ours for ours, theirs in zip(row["times"], other["times"], strict=True))
+    pairs = zip(row["times"], other["times"], strict=True)
+    return median(theirs / ours for ours, theirs in pairs if ours is not None and theirs is not None)
 
 
 @contextmanager

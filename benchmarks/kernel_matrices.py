@@ -64,6 +64,8 @@ def _low_rank(m: int, n: int) -> LowRank:
 
 
 DENSE, PLANES = "dense bf16", "2 trit planes"
+PARTIAL, SPARSE = "partial binary, 10 % of 8 bits", "50 % sparse bf16"
+LOW_RANK = "low rank, 25 % of the parameters"
 FORMATS: dict[str, Callable[[int, int], Representation]] = {
     PLANES: _trits(2),
     "1 trit plane": _trits(1),
@@ -71,9 +73,9 @@ FORMATS: dict[str, Callable[[int, int], Representation]] = {
     "int4": _ints(4),
     "int3": _ints(3),
     "int8": _ints(8),
-    "partial binary, 10 % of 8 bits": _partial,
-    "50 % sparse bf16": _sparse,
-    "low rank, 25 % of the parameters": _low_rank,
+    PARTIAL: _partial,
+    SPARSE: _sparse,
+    LOW_RANK: _low_rank,
     DENSE: _dense,
 }
 """Name -> (outputs, inputs) -> a random matrix. Groups are of 128 inputs."""
@@ -92,10 +94,10 @@ def cloned(value: T) -> T:
     """A copy of a tensor, or of a dataclass of tensors, in memory of its own."""
     found: Any = value
     if isinstance(found, Tensor):
-        return found.clone()  # type: ignore[return-value]
-    if is_dataclass(found) and not isinstance(found, type):
-        return replace(found, **{each.name: cloned(getattr(found, each.name)) for each in fields(found)})
-    return value
+        found = found.clone()
+    elif is_dataclass(value) and not isinstance(value, type):
+        found = replace(value, **{each.name: cloned(getattr(value, each.name)) for each in fields(value)})
+    return found  # type: ignore[no-any-return]
 
 
 def rotation(value: T, nbytes: int, memory: int) -> Iterator[T]:

@@ -25,6 +25,8 @@ GGML = {Q4: ("q4_0", "repack"), Q4_PLAIN: ("q4_0", "plain"), "llama.cpp BF16": (
         "llama.cpp TQ2_0 (one plane)": ("tq2_0", "plain")}  # fmt: skip
 """Name -> type and buffer there."""
 
+CALLS = 3  # of which the last is timed
+PAUSE = 0.006  # seconds before products on several threads: those of the one before go on spinning for some time
 LONG = 0.01  # seconds of a call that needs none before it
 PATIENCE = 0.015  # seconds of a call, for one token, that is not worth a place in every round
 
@@ -54,7 +56,7 @@ class Setup:
         return CPU if self.threads == 1 and not self.wall else WALL
 
     def contender(self, name: str, work: Any, nbytes: int, **facts: Any) -> Contender:
-        """Something of ours or of PyTorch's, on so many threads: of two calls the second is timed.
+        """Something of ours or of PyTorch's, on so many threads: of several calls the last is timed.
 
         As in a model, products follow products: what comes after a slow computation in the cache starts slower, since
         the way to memory has gone to sleep meanwhile. A call of many milliseconds does not notice.
@@ -63,7 +65,9 @@ class Setup:
 
         def once() -> float:
             torch.set_num_threads(self.threads)
-            if last[0] < LONG:
+            if self.clock is WALL:
+                time.sleep(PAUSE)
+            for _ in range(CALLS - 1 if last[0] < LONG or self.clock is WALL else 0):
                 work()
             last[0] = timed(work, self.clock)()
             return last[0]
@@ -145,20 +149,25 @@ def direct(s: Setup, packed: Packed, level: str) -> Contender:
     assert isinstance(product, Matrix)
     copies: Iterator[Matrix] = rotation(product, product.nbytes, s.memory)
     x, out, linear = s.activations(), torch.empty(s.tokens, s.m, dtype=torch.bfloat16), kernels().module.linear
-    rest = (x.data_ptr(), DTYPES[x.dtype], s.tokens, out.data_ptr(), 0, 0, s.threads, LEVELS.index(level))
-    facts = {"level": level, "exact": False}
-    return s.contender(DIRECT, lambda: linear(*next(copies).arguments(), *rest), product.nbytes, **facts)
+
+    def work() -> None:  # holds the tensors whose addresses it passes
+        ends = (x.data_ptr(), DTYPES[x.dtype], s.tokens, out.data_ptr(), 0, 0, s.threads, LEVELS.index(level))
+        linear(*next(copies).arguments(), *ends)
+
+    return s.contender(DIRECT, work, product.nbytes, level=level, exact=False)
 
 
 def theirs(s: Setup, name: str) -> Contender:
-    """A product of llama.cpp, timed by itself: of two calls the second."""
+    """A product of llama.cpp, timed by itself: of as many calls the last."""
     assert s.ggml is not None
     ggml, (kind, layout) = s.ggml, GGML[name]
     made = ggml.make(kind, layout, s.m, s.n, s.tokens, s.threads, s.memory)
     which = "cpu" if s.threads == 1 else "wall"
 
     def once() -> float:
-        return ggml.run(made["job"], 2)[which][1]
+        if s.clock is WALL:
+            time.sleep(PAUSE)
+        return float(ggml.run(made["job"], CALLS)[which][-1])
 
     facts = {"name": name, "threads": s.threads, "job": made["job"], "error": made["error"], "buffer": made["buffer"]}
     return Contender(facts, once, made["bytes"])

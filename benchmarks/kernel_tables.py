@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.kernel_matrices import DENSE, LOW_RANK, PARTIAL, PLANES, SPARSE
+from benchmarks.kernel_model import FLOOR, ORIGINAL
+from benchmarks.kernel_parts import INT4PACK, Q4, READ, TORCH, TORCH_FP32
 from benchmarks.kernel_timing import quantile, times_faster
 from benchmarks.sections import machine_line, table
 
 Row = dict[str, Any]
 Results = Sequence[dict[str, Any]]
-
-READ, TORCH, TORCH_FP32, INT4PACK = "plain read of memory", "torch bf16", "torch fp32", "torch int4pack, groups of 128"
-DIRECT = "2 trit planes, called without PyTorch"
-Q4, Q4_PLAIN = "llama.cpp Q4_0, repacked", "llama.cpp Q4_0, as in the file"
-PLANES, DENSE = "2 trit planes", "dense bf16"
-PARTIAL, SPARSE, LOW_RANK = (
-    "partial binary, 10 % of 8 bits", "50 % sparse bf16", "low rank, 25 % of the parameters",
-)  # fmt: skip
-ORIGINAL, FLOOR = "bf16", "no products"
 
 RIVALS = {"torch bf16": (TORCH, None), "own bf16": (DENSE, "best"), "int4pack": (INT4PACK, None), "Q4_0": (Q4, None)}
 """Column -> the row whose time is divided by, and its instruction set."""
@@ -26,13 +20,16 @@ RIVALS = {"torch bf16": (TORCH, None), "own bf16": (DENSE, "best"), "int4pack": 
 Goal = tuple[float, float, float]
 """Floor, target and stretch."""
 
+TOKEN_GOALS: dict[int, Goal] = {8: (2, 3, 5), 32: (1.7, 2.2, 2.5), 512: (1, 1.7, 1.9)}
 
-def kernels_section(results: Results) -> str:
-    """The section of docs/benchmarks.md."""
+
+def kernels_section(results: Results, note: str = "") -> str:
+    """The section of docs/benchmarks.md; ``note`` is said of the machine."""
     by = {part: [r for r in results if r["part"] == part] for part in ("gemv", "tokens", "threads", "load", "model")}
     layouts = [r for r in results if r["part"] == "layout"]
     llama = next((r["ggml"] for r in results if r.get("ggml")), None)
-    parts = ["## Kernels", machine_line(f"llama.cpp's ggml {llama}" if llama else ""), WORDS]
+    extra = [*([f"llama.cpp's ggml {llama}"] if llama else []), *([note] if note else [])]
+    parts = ["## Kernels", machine_line(", ".join(extra)), WORDS]
     verdicts = goals(by)
     if verdicts:
         parts += ["### Targets", "\n".join(f"- {line}" for line in verdicts)]
@@ -54,17 +51,18 @@ def kernels_section(results: Results) -> str:
 
 
 WORDS = (
-    "Weights rotate through copies larger than the cache, all rows of a table are timed in turns, of two calls the "
-    "second, and a ratio is the median over rounds of the ratio within a round. One thread: processor time of the "
+    "Weights rotate through copies larger than the cache, all rows of a table are timed in turns, of three calls the "
+    "third, and a ratio is the median over rounds of the ratio within a round. One thread: processor time of the "
     "thread, 25th percentile and median; what takes more than 15 ms takes part in a quarter of the rounds. `own bf16` "
     "is the dense matrix in bf16 by the same kernels (`vdpbf16ps`), and the baseline that counts: PyTorch's own bf16 "
     "product is slow on this processor. Activations in bf16, rounded to 8 bits unless `exact`. llama.cpp is built for "
     "this processor, without OpenMP, and timed in its own process, in the same rounds. GB/s: bytes of the layout in "
     "10^9 by the 25th percentile; their share of the plain read is one within rounds."
 )
-TOKENS_WORDS = "4096 x 4096 unless it says otherwise; milliseconds at the 25th percentile, and times PyTorch's bf16."
+TOKENS_WORDS = "4096 x 4096: milliseconds at the 25th percentile, and how many times faster than PyTorch's bf16."
 THREADS_WORDS = (
-    "Wall time in microseconds: 5th percentile and median; ratios as above. Whatever else the machine does is in it."
+    "Wall time in microseconds: 5th percentile and median. Whatever else the machine does is in the median, so ratios "
+    "are of the 5th percentiles."
 )
 LOAD_WORDS = (
     "Wall time of two trit planes and of PyTorch's bf16 on one thread and on two, medians in microseconds, while other "
@@ -154,11 +152,14 @@ def threads_table(results: Results) -> str:
     rivals = list(_rivals(results[0]))
     for result in results:
         found = _rivals(result)
+        read = pick(result, READ)
         for row in result["rows"]:
+            least = quantile(row, 0.05)
+            share = None if read is None else row["bytes"] / read["bytes"] * quantile(read, 0.05) / least
+            others = [None if row["name"] == READ else quantile(found[name], 0.05) / least for name in rivals]
             body.append(
-                [f"{_shape(result)}: {label(row)}", f"{1e6 * quantile(row, 0.05):.0f}",
-                 f"{1e6 * quantile(row, 0.5):.0f}", percent(share_of_read(result, row)),
-                 *("-" if row["name"] == READ else times(ratio(row, found.get(name))) for name in rivals)]
+                [f"{_shape(result)}: {label(row)}", f"{1e6 * least:.0f}", f"{1e6 * quantile(row, 0.5):.0f}",
+                 percent(share), *map(times, others)]
             )  # fmt: skip
     return table(["", "us (5 %)", "us (median)", "of read", *(f"vs {name}" for name in rivals)], body)
 
@@ -265,19 +266,19 @@ def goals(by: dict[str, list[dict[str, Any]]]) -> list[str]:
         add(f"{name} vs own bf16{where}", values, goal)
     for result in by["tokens"]:
         count = result["tokens"]
-        goal = {8: (2, 3, 5), 32: (1.7, 2.2, 2.5), 512: (1, 1.7, 1.9)}.get(count)
-        if goal is not None:
-            add(f"{count} tokens vs torch bf16", [ratio(pick(result, PLANES, "best"), pick(result, TORCH))], goal)
+        if count in TOKEN_GOALS:
+            value = ratio(pick(result, PLANES, "best"), pick(result, TORCH))
+            add(f"{count} tokens vs torch bf16", [value], TOKEN_GOALS[count])
         if count == 512:
             value = ratio(pick(result, PLANES, "avx2"), pick(result, TORCH_FP32))
             add("512 tokens, avx2 vs torch fp32", [value], (1, 1.3, 1.5))
     for result in by["model"]:
-        rows = {row["name"]: row for row in result["rows"]}
-        best = next((name for name in ("avx512", "avx2") if name in rows), None)
+        whole = {row["name"]: row for row in result["rows"]}
+        best = next((name for name in ("avx512", "avx2") if name in whole), None)
         if best:
-            add(f"whole model, {best} vs bf16", [ratio(rows[best], rows[ORIGINAL])], (5, 7, 8.5))
-        if "torch" in rows:
-            add("no compiler, PyTorch's int4pack vs bf16", [ratio(rows["torch"], rows[ORIGINAL])], (1, 2, 2.6))
+            add(f"whole model, {best} vs bf16", [ratio(whole[best], whole[ORIGINAL])], (5, 7, 8.5))
+        if "torch" in whole:
+            add("no compiler, PyTorch's int4pack vs bf16", [ratio(whole["torch"], whole[ORIGINAL])], (1, 2, 2.6))
     for result in by["load"]:
         if result["load"]:
             one_thread, two_threads = two_by_one(result, PLANES)

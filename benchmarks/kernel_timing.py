@@ -72,13 +72,13 @@ def taken(row: dict[str, Any]) -> list[float]:
 def quantile(row: dict[str, Any], share: float) -> float:
     """The seconds that ``share`` of a result's calls took less than; 0.5: the median."""
     ordered = sorted(taken(row))
-    return median(ordered) if share == 0.5 else ordered[int(share * len(ordered))]
+    return float(median(ordered)) if share == 0.5 else ordered[int(share * len(ordered))]
 
 
 def times_faster(row: dict[str, Any], other: dict[str, Any]) -> float:
     """How many times faster ``row`` is than ``other``: the median over rounds of the ratio within a round."""
     pairs = zip(row["times"], other["times"], strict=True)
-    return median(theirs / ours for ours, theirs in pairs if ours is not None and theirs is not None)
+    return float(median(theirs / ours for ours, theirs in pairs if ours is not None and theirs is not None))
 
 
 @contextmanager

@@ -36,6 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", nargs="*", type=int, default=TOKENS)
     parser.add_argument("--rounds", type=int, default=80, help="calls of each contender")
     parser.add_argument("--steps", type=int, default=24, help="tokens that the whole model decodes")
+    parser.add_argument("--note", default="", help="what to say of the machine: that it was busy")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--no-page", action="store_true", help="only print the section")
     return parser.parse_args(argv)
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results.append(known[json.dumps(key)])
     if ggml is not None:
         ggml.close()
-    section = kernels_section(results)
+    section = kernels_section(results, args.note)
     if args.no_page:
         print(section)
     else:

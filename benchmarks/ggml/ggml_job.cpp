@@ -183,6 +183,7 @@ int main() {
         cpu.push_back(seconds(CLOCK_THREAD_CPUTIME_ID) - cpu_since);
         wall.push_back(seconds(CLOCK_MONOTONIC) - since);
       }
+      ggml_threadpool_pause(jobs[number].pool);  // its threads would go on spinning; the next product wakes them
       std::printf("{");
       list("cpu", cpu, ", ");
       list("wall", wall, "}\n");

@@ -20,6 +20,7 @@ from benchmarks.ggml_process import Ggml
 from benchmarks.kernel_tables import kernels_section
 from benchmarks.measuring import read_cache
 from benchmarks.sections import OUT, ROOT, write_section
+from compressor.kernels.native import native
 
 SHAPES = ("2048x2048", "4096x4096", "4096x11008")
 TOKENS = (2, 4, 8, 32, 512)
@@ -92,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, then renew the section."""
     args = parse(argv)
     os.environ["COMPRESSOR_KERNELS"], os.environ["COMPRESSOR_ACTIVATIONS"] = "auto", "int8"
-    from benchmarks.kernel_parts import kernels
-
-    if not kernels().best:
-        raise SystemExit("kernels: for this processor they have plain C++ only")
+    found = native()
+    if found is None or not found.best:
+        print(f"kernels: {'not compiled' if found is None else 'plain C++ only for this processor'}, nothing measured")
+        return
     ggml = Ggml(args.ggml) if args.ggml else None
     built = None if ggml is None else f"{ggml.version} ({', '.join(ggml.features)})"
     cache = OUT / "kernels.jsonl"

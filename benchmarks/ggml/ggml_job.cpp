@@ -1,7 +1,7 @@
 // Times ggml's matrix product on the CPU: one job a line of standard input, one line of JSON back.
 //
-//   make TYPE LAYOUT OUT IN TOKENS THREADS BYTES   random weights, quantized to TYPE, in as many copies as BYTES hold, in the
-//                                                  buffer that LAYOUT names ("plain", "repack"); activations in fp32
+//   make TYPE LAYOUT OUT IN TOKENS THREADS BYTES   random weights, quantized to TYPE, in as many copies as BYTES hold,
+//                                                  in the buffer of LAYOUT ("plain", "repack"); fp32 activations
 //   run JOB CALLS                                  one product a call, each with the next copy: processor time of this
 //                                                  thread and wall time, in seconds
 //   drop JOB
@@ -42,14 +42,14 @@ ggml_type type_named(const std::string& name) {
   stop("no type " + name);
 }
 
-void* address(const char* name) {
-  return ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)), name);
-}
+ggml_backend_dev_t cpu() { return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU); }
+
+void* address(const char* name) { return ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu()), name); }
 
 ggml_backend_buffer_type_t buffer_type(const std::string& layout) {
   if (layout == "plain") return ggml_backend_cpu_buffer_type();
   const auto extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(address("ggml_backend_dev_get_extra_bufts"));
-  ggml_backend_buffer_type_t* each = extra ? extra(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)) : nullptr;
+  ggml_backend_buffer_type_t* each = extra ? extra(cpu()) : nullptr;
   for (; each && *each; ++each)
     if (std::strstr(ggml_backend_buft_name(*each), "REPACK")) return *each;
   stop("no layout " + layout);
@@ -66,11 +66,13 @@ struct Job {
 };
 
 void product(Job& job) {
-  if (ggml_backend_graph_compute(job.backend, job.graphs[job.next++ % job.graphs.size()]) != GGML_STATUS_SUCCESS) stop("failed");
+  ggml_cgraph* const graph = job.graphs[job.next++ % job.graphs.size()];
+  if (ggml_backend_graph_compute(job.backend, graph) != GGML_STATUS_SUCCESS) stop("failed");
 }
 
 // The largest difference from the dequantized matrix's product, relative to the largest result, over the first token.
-double error_of(ggml_type type, const std::vector<uint8_t>& packed, const std::vector<float>& x, const std::vector<float>& y, long m, long n) {
+double error_of(ggml_type type, const std::vector<uint8_t>& packed, const std::vector<float>& x,
+                const std::vector<float>& y, long m, long n) {
   std::vector<float> row(n);
   const size_t stride = ggml_row_size(type, n);
   double worst = 0, largest = 0;
@@ -102,7 +104,8 @@ Job make(ggml_type type, const std::string& layout, long m, long n, long tokens,
   if (!job.buffers[0]) stop("no memory");
   ggml_backend_buffer_set_usage(job.buffers[0], GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
 
-  job.rest = ggml_init({(copies + 2) * (2 * ggml_tensor_overhead() + ggml_graph_overhead_custom(8, false)), nullptr, true});
+  const size_t each = 2 * ggml_tensor_overhead() + ggml_graph_overhead_custom(8, false);
+  job.rest = ggml_init({(copies + 2) * each, nullptr, true});
   ggml_tensor* const x = ggml_new_tensor_2d(job.rest, GGML_TYPE_F32, n, tokens);
   std::vector<ggml_tensor*> results;
   for (ggml_tensor* const matrix : matrices) {
@@ -146,7 +149,8 @@ void features() {
   const auto get = reinterpret_cast<ggml_backend_get_features_t>(address("ggml_backend_get_features"));
   std::printf("{\"version\": \"%s\", \"features\": [", ggml_version());
   bool first = true;
-  for (ggml_backend_feature* each = get ? get(ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU))) : nullptr; each && each->name; ++each) {
+  const ggml_backend_feature* each = get ? get(ggml_backend_dev_backend_reg(cpu())) : nullptr;
+  for (; each && each->name; ++each) {
     if (!std::strcmp(each->value, "0")) continue;
     std::printf("%s\"%s\"", first ? "" : ", ", each->name);
     first = false;

@@ -51,8 +51,9 @@ def kernels_section(results: Results, note: str = "") -> str:
 
 
 WORDS = (
-    "Weights rotate through copies larger than the cache, all rows of a table are timed in turns, of three calls the "
-    "third, and a ratio is the median over rounds of the ratio within a round. One thread: processor time of the "
+    "Weights rotate through copies larger than the cache, made four times in other memory, since speeds depend on "
+    "where it lies; all rows of a table are timed in turns, of three calls the third, and a ratio is the median over "
+    "rounds of the ratio within a round. One thread: processor time of the "
     "thread, 25th percentile and median; what takes more than 15 ms takes part in a quarter of the rounds. `own bf16` "
     "is the dense matrix in bf16 by the same kernels (`vdpbf16ps`), and the baseline that counts: PyTorch's own bf16 "
     "product is slow on this processor. Activations in bf16, rounded to 8 bits unless `exact`. llama.cpp is built for "

@@ -16,6 +16,7 @@ SCRIPTS = (
     "pareto",
     "against_llmcompressor",
     "against_quantizers",
+    "kernels",
     "solver",
     "whitening",
     "memory",

@@ -153,7 +153,7 @@ def make_fast(parts: Mapping[str, Tensor], spec: Spec, rung: str, dtype: torch.d
             reason = "single integers with exact activations"
         except Unsupported as why:
             reason = str(why)
-    if not exact and (stock := make_stock(parts, spec)) is not None:
+    if not exact and (stock := make_stock(parts, spec, dtype)) is not None:
         return Fast("torch", reason, stock, exact)
     return _dense(parts, spec, dtype, reason, exact)
 

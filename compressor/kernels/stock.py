@@ -17,6 +17,9 @@ from compressor.formats.trit_planes import TritPlanes
 GROUPS = (32, 64, 128, 256)
 """Inputs that may share a scale in ``torch._weight_int4pack_mm_for_cpu``."""
 
+FEW = 4
+"""Tokens up to which PyTorch's product is faster than that of plain matrices."""
+
 INNER = 2
 MULTIPLE = 16
 """Of which the number of outputs must be."""
@@ -47,16 +50,18 @@ class Int4Pack:
         packed: of every term, what ``_convert_weight_to_int4pack_for_cpu`` makes.
         scales: of every term bf16 (n / group, m, 2): scale, and the value of code 8.
         group: inputs that share a scale.
-        m: outputs.
+        weight: the matrix itself (m, n), for more tokens than :data:`FEW`: PyTorch's product is the slower one then.
     """
 
     packed: list[Tensor]
     scales: list[Tensor]
     group: int
-    m: int
+    weight: Tensor
 
     def product(self, x: Tensor, bias: Tensor | None, level: str, exact: bool) -> Tensor:
         """Return ``x W^T + bias`` (tokens, m) in the dtype of ``x``, with activations and scales rounded to bf16."""
+        if len(x) > FEW:
+            return Dense(self.weight).product(x, bias, level, exact)
         narrow = x.to(torch.bfloat16).contiguous()
         total: Tensor | None = None
         for packed, scale in zip(self.packed, self.scales, strict=True):
@@ -68,7 +73,7 @@ class Int4Pack:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return sum(part.numel() * part.element_size() for part in (*self.packed, *self.scales))
+        return sum(part.nbytes for part in (*self.packed, *self.scales, self.weight))
 
 
 def _term(codes: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -78,10 +83,10 @@ def _term(codes: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Te
     return packed, torch.stack([scale, middle], -1).transpose(0, 1).contiguous().to(torch.bfloat16)
 
 
-def make_stock(parts: Mapping[str, Tensor], spec: Spec) -> Int4Pack | None:
+def make_stock(parts: Mapping[str, Tensor], spec: Spec, dtype: torch.dtype) -> Int4Pack | None:
     """Return the matrix for PyTorch's 4-bit product; None where that cannot hold it, or would be no faster.
 
-    Trit planes become a term each, up to two, integers of up to 4 bits one.
+    Trit planes become a term each, up to two, integers of up to 4 bits one. ``dtype`` is that of the model.
     """
     if spec["format"] not in ("trit-planes", "group-int"):
         return None
@@ -95,4 +100,4 @@ def make_stock(parts: Mapping[str, Tensor], spec: Spec) -> Int4Pack | None:
         terms = [_term(found.codes, found.scale, found.zero)]
     else:
         return None
-    return Int4Pack([packed for packed, _ in terms], [scale for _, scale in terms], spec["group"], m)
+    return Int4Pack([packed for packed, _ in terms], [scale for _, scale in terms], spec["group"], found.dense(dtype))

@@ -120,10 +120,9 @@ def make_fast(parts: Mapping[str, Tensor], spec: Spec, rung: str, dtype: torch.d
     Returns:
         None where the rung is ``packed``: the layer unpacks its matrix for every use.
     """
-    exact = exact_activations()
     if rung == "packed" or dtype not in DTYPES or any(part.device.type != "cpu" for part in parts.values()):
         return None
-    reason = ""
+    exact, reason = exact_activations(), ""
     if rung in LEVELS:
         try:
             product = make_product(parts, spec, rung)

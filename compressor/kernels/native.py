@@ -87,7 +87,7 @@ def load(file: Path) -> Native:
 @cache
 def search() -> tuple[Native | None, tuple[str, ...]]:
     """The compiled kernels, or None, and what is wrong with files that were tried before."""
-    wrong = []
+    wrong: list[str] = []
     for file in candidates():
         if file.exists():
             try:

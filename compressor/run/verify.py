@@ -100,7 +100,8 @@ class Verifier:
             }
             answer, _ = self.process.communicate(json.dumps(request) + "\n")
             lines = answer.strip().splitlines()
-            said = json.loads(lines[-1]) if lines else {"problem": f"it ended with {self.process.returncode}"}
+            ended = {"problem": f"it ended with {self.process.returncode}"}
+            said: dict[str, Any] = json.loads(lines[-1]) if lines else ended
             problem = said["problem"]
             if problem is not None:
                 raise UserError(

@@ -10,6 +10,7 @@ import typer
 
 import compressor
 from compressor.cli.adapter import adapter
+from compressor.cli.bench import bench
 from compressor.cli.compare import compare
 from compressor.cli.doctor import doctor
 from compressor.cli.evaluate import evaluate
@@ -31,7 +32,8 @@ app = typer.Typer(
 )
 
 for verb in (
-    prune, quantize, decompose, linearize, run, plan, evaluate, compare, explain, generate, adapter, export, doctor,
+    prune, quantize, decompose, linearize, run, plan, evaluate, compare, explain, generate, bench, adapter, export,
+    doctor,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(kernels)

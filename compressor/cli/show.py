@@ -14,7 +14,7 @@ from rich.text import Text
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.report.numbers import bytes_text, percent, significant
 from compressor.report.schema import Report
-from compressor.report.sentences import classes_told, headline
+from compressor.report.sentences import classes_told, headline, kernels_told
 from compressor.run.container import LOADS_WITH
 from compressor.run.linear_plan import linear_advice
 from compressor.run.longer import Longer
@@ -131,6 +131,8 @@ def print_result(report: Report, output: Path) -> None:
     if classes := classes_told(report):
         console.print(classes)
     print_evaluation([entry.model_dump(mode="json") for entry in report.evaluation])
+    if kernels := kernels_told(report):
+        console.print(kernels)
     if report.baseline:
         console.print(report.baseline.verdict)
     for kind, lines in (("warning", report.warnings), ("fallback", report.fallbacks)):

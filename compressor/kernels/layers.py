@@ -137,9 +137,9 @@ def make_fast(parts: Mapping[str, Tensor], spec: Spec, rung: str, dtype: torch.d
         None where the rung is ``packed``, or there are no kernels for the matrix's device: the layer unpacks its matrix
         for every use.
     """
-    exact, device = exact_activations(), next(iter(parts.values())).device
     if rung == "packed" or dtype not in DTYPES:
         return None
+    exact, device = exact_activations(), next(iter(parts.values())).device
     if rung == "dense":
         return _dense(parts, spec, dtype, "", exact)
     if device.type != "cpu":

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -24,6 +27,8 @@ LEVELS = ("portable", "avx2", "avx512")
 
 RUNGS = (*reversed(LEVELS), "torch", "dense", "packed")
 """Ways to multiply with a packed matrix, fastest first."""
+
+_asked: ContextVar[str | None] = ContextVar("asked", default=None)
 
 ABI3 = ".abi3.so" if os.name == "posix" else ".pyd"
 
@@ -124,6 +129,22 @@ def wanted() -> str:
     return value
 
 
+@contextmanager
+def using(way: str) -> Iterator[None]:
+    """Within, models are loaded to multiply with packed matrices in this way, whatever COMPRESSOR_KERNELS says.
+
+    What compares numbers asks for ``packed``: the matrices as they are stored, activations as they come.
+
+    Args:
+        way: one of `RUNGS` that this machine has.
+    """
+    before = _asked.set(way)
+    try:
+        yield
+    finally:
+        _asked.reset(before)
+
+
 def rung() -> str:
     """The way in which packed matrices are multiplied on CPUs here and now, one of :data:`RUNGS`.
 
@@ -137,6 +158,8 @@ def rung() -> str:
 
 def rung_and_why() -> tuple[str, str]:
     """`rung`, and the reason in words."""
+    if (asked := _asked.get()) is not None:
+        return asked, "asked for by the program"
     value, found = wanted(), native()
     if value != "auto":
         return value, f"forced by {VARIABLE}"

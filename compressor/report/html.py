@@ -10,7 +10,7 @@ from compressor.report.linear_page import linear_page
 from compressor.report.plot_layers import layer_panels, linear_axis, log_axis
 from compressor.report.plots import ledger_plot, perplexity_panels
 from compressor.report.schema import GROUPS, Expert, Layer, Report
-from compressor.report.sentences import headline, leading_text, what_was_done
+from compressor.report.sentences import headline, kernels_told, leading_text, what_was_done
 
 TABLE_LIMIT = 1000
 WORST_SHOWN = 300
@@ -106,5 +106,6 @@ def render_html(report: Report) -> str:
             left_out=len(layers) - len(shown),
             experts=shown_experts(report.experts),
             linear=linear_page(report.linearization),
+            kernels=kernels_told(report),
         )
     )

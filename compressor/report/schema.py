@@ -148,6 +148,23 @@ class Baseline(Part):
     better: bool | None = Field(default=None, description="whether the baseline won; null when the texts disagree")
 
 
+class KernelCost(Part):
+    """The written model as the kernels multiply with it, against the same model multiplied exactly: the same windows,
+    the same process."""
+
+    rung: str = Field(description="which kernels, such as avx512")
+    activations: Literal["int8", "exact"] = Field(description="what becomes of activations on the way")
+    layers: dict[str, int] = Field(description="how many packed layers are multiplied in which way")
+    text: str = Field(description="name of the text")
+    windows: int = Field(description="token windows measured")
+    seqlen: int = Field(description="tokens in one of them")
+    exact_perplexity: float = Field(description="multiplied exactly, on these windows")
+    perplexity: float = Field(description="by the kernels, on these windows")
+    kl: float = Field(description="mean KL(exact || kernels), nats per token")
+    top1: float = Field(description="how often their first choices are the same, 0..1")
+    seconds: float = Field(description="time it took, seconds")
+
+
 class Verification(Part):
     passed: bool = Field(description="whether a fresh process reproduced the logits from the written folder")
     mode: Literal["whole model", "block by block"] = Field(description="what was held against what")
@@ -155,6 +172,12 @@ class Verification(Part):
     max_abs_difference: float = Field(description="largest difference of a logit (or hidden state)")
     tokens: int = Field(description="tokens compared")
     seconds: float = Field(description="time it took, seconds")
+    kernels: KernelCost | None = Field(
+        default=None, description="what rounding activations for the kernels costs; null where it was not measured"
+    )
+    kernels_skipped: str | None = Field(
+        default=None, description="why not; null where it was, or nothing is stored that kernels multiply with"
+    )
 
 
 class Timing(Part):

@@ -84,6 +84,22 @@ def classes_told(report: Report) -> str | None:
     return f"{few} {some} (LRC), for fine-tuning, {whole} {'is' if whole == 1 else 'are'} not (N-LRC)"
 
 
+def kernels_told(report: Report) -> str | None:
+    """``kernels (avx512, 8-bit activations): perplexity 43.09 -> 43.12, KL 0.0004``, or why that was not measured."""
+    check = report.verification
+    if check is None:
+        return None
+    if (cost := check.kernels) is None:
+        return f"kernels: what they cost was not measured: {check.kernels_skipped}" if check.kernels_skipped else None
+    activations = "8-bit" if cost.activations == "int8" else "exact"
+    before, after = significant(cost.exact_perplexity), significant(cost.perplexity)
+    windows = "window" if cost.windows == 1 else "windows"
+    return (
+        f"kernels ({cost.rung}, {activations} activations): perplexity {before}{NBSP}{ARROW}{NBSP}{after}, "
+        f"KL {significant(cost.kl, 2)} ({cost.windows} {windows} of {cost.seqlen} tokens of {cost.text})"
+    )
+
+
 def judge(
     evaluation: Sequence[Evaluation],
     *,

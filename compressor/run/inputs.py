@@ -12,6 +12,7 @@ from torch import Tensor
 from compressor.calibration import TokenWindows, load_calibration
 from compressor.engine.checkpoint import EMBEDDED
 from compressor.errors import UserError
+from compressor.kernels.native import using
 from compressor.run.longer import load_longer
 from compressor.run.measure import Texts, default_texts, load_texts
 from compressor.run.plan import Plan, context_length
@@ -116,9 +117,10 @@ def _sampler(plan: Plan, tokenizer: Any, trust_remote_code: bool) -> Any:
         from compressor.calibration import sample_from_model
 
         logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(
-            plan.skeleton.checkpoint.folder, dtype=plan.dtype, trust_remote_code=trust_remote_code
-        )
+        with using("packed"):  # the same text on every machine
+            model = AutoModelForCausalLM.from_pretrained(
+                plan.skeleton.checkpoint.folder, dtype=plan.dtype, trust_remote_code=trust_remote_code
+            )
         return sample_from_model(model.to(plan.device).eval(), tokenizer, nsamples, seqlen, seed)
 
     return sample

@@ -15,6 +15,7 @@ from compressor.engine.skeleton import Skeleton
 from compressor.hf.linearized import CONFIG_KEY, attention_of
 from compressor.hf.loading import packed_config_class, packed_model_class
 from compressor.hf.reader import packed_config, source_config
+from compressor.kernels.native import using
 from compressor.mixers.spec import MixerSpec
 
 UPDATED = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -33,9 +34,10 @@ def load_dense(skeleton: Skeleton, dtype: torch.dtype, device: torch.device, *, 
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        skeleton.checkpoint.folder, dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    with using("packed"):  # it is learned from, not hurried
+        model = AutoModelForCausalLM.from_pretrained(
+            skeleton.checkpoint.folder, dtype=dtype, trust_remote_code=trust_remote_code
+        )
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compressor.engine.limits import available_memory
+from compressor.kernels.native import using
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.report.schema_linear import (
     Distillation,
@@ -123,7 +124,8 @@ def proved(run: Run) -> tuple[Proof | None, list[str]]:
 
     device, trust = run.plan.device, run.options.trust_remote_code
     dense = load_dense(run.skeleton, run.plan.dtype, device, trust_remote_code=trust)
-    student = AutoModelForCausalLM.from_pretrained(run.folder, dtype=run.plan.dtype).to(device).eval()
+    with using("packed"):  # as the dense model
+        student = AutoModelForCausalLM.from_pretrained(run.folder, dtype=run.plan.dtype).to(device).eval()
     text = run.inputs.texts.texts[0]
     ids = run.inputs.texts.ids[run.inputs.texts.span(0)]
     with run.voice.progress(1) as ticker:

@@ -259,7 +259,9 @@ def _finish(
     if verifier is not None:
         since = time.perf_counter()
         run.voice.detail("reloading the result in a fresh process")
-        verification = verifier.check(streams["probe"].ids, runner.logits(streams["probe"], slice(0, 1)))
+        verification = verifier.check(
+            streams["probe"].ids, runner.logits(streams["probe"], slice(0, 1)), run.inputs.texts
+        )
         run.timed("verifying in a fresh process", since)
     since = time.perf_counter()
     evaluation = []

@@ -334,7 +334,8 @@ def _finish(run: Run, verifier: Verifier | None, started: str, began: float, war
     if verifier is not None:
         run.voice.detail("reloading the result in a fresh process")
         since = time.perf_counter()
-        verification = verifier.check(run.streams["probe"].ids, run.coded.logits(run.streams["probe"], slice(0, 1)))
+        probe = run.streams["probe"]
+        verification = verifier.check(probe.ids, run.coded.logits(probe, slice(0, 1)), run.inputs.texts)
         run.timed("verifying in a fresh process", since)
     since = time.perf_counter()
     evaluation = finish.evaluate(run)

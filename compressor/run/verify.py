@@ -24,8 +24,11 @@ from compressor.engine.limits import available_memory
 from compressor.errors import UserError
 from compressor.formats.parts import Spec, parse_dtype
 from compressor.formats.registry import format_of
-from compressor.report.schema import Verification
+from compressor.kernels.native import using
+from compressor.report.schema import KernelCost, Verification
 from compressor.run.container import Container
+from compressor.run.kernel_cost import chosen_windows, kernel_cost
+from compressor.run.measure import Texts
 from compressor.run.plan import PROCESS_BYTES, Plan
 from compressor.run.recipe import Recipe
 
@@ -71,8 +74,10 @@ class Verifier:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def check(self, ids: Tensor, logits: Tensor) -> Verification:
+    def check(self, ids: Tensor, logits: Tensor, texts: Texts | None = None) -> Verification:
         """Ask for the logits of ``ids`` (1, T) and compare them with ``logits`` (1, T, vocabulary) fp32.
+
+        The process multiplies exactly; after that it measures on the first of ``texts`` what the kernels cost.
 
         Raises:
             UserError: the folder does not load, or does something else; it is not published.
@@ -80,6 +85,7 @@ class Verifier:
         since = time.perf_counter()
         dense = self.plan.skeleton.parameters() * self.plan.dtype.itemsize
         whole = 2 * dense + PROCESS_BYTES < available_memory()
+        windows, skipped = self._to_measure(texts, whole)
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(scratch) / "logits.pt"
             request = {
@@ -90,10 +96,13 @@ class Verifier:
                 "whole": whole,
                 "container": self.plan.container,
                 "target": str(target),
+                "measured": None if windows is None else windows.tolist(),
             }
             answer, _ = self.process.communicate(json.dumps(request) + "\n")
             lines = answer.strip().splitlines()
-            problem = json.loads(lines[-1])["problem"] if lines else f"it ended with {self.process.returncode}"
+            ended = {"problem": f"it ended with {self.process.returncode}"}
+            said: dict[str, Any] = json.loads(lines[-1]) if lines else ended
+            problem = said["problem"]
             if problem is not None:
                 raise UserError(
                     f"a fresh process could not load the written model: {problem}",
@@ -108,14 +117,34 @@ class Verifier:
                 f"allowed {allowed:.3g})",
                 fix=f"the unfinished result is in {self.folder}; please report this",
             )
+        kernels = None
+        if texts is not None and (facts := said["kernels"]) is not None:
+            kernels = KernelCost(text=texts.texts[0].name, **facts) if "rung" in facts else None
+            skipped = facts.get("skipped")
         return Verification(
             passed=True,
             mode="whole model" if whole else "block by block",
             route=self.route,
             max_abs_difference=difference,
             tokens=ids.numel(),
-            seconds=time.perf_counter() - since,
+            seconds=time.perf_counter() - since - (kernels.seconds if kernels is not None else 0.0),
+            kernels=kernels,
+            kernels_skipped=skipped,
         )
+
+    def _to_measure(self, texts: Texts | None, whole: bool) -> tuple[Tensor | None, str | None]:
+        """The windows on which the kernels' cost is measured, or why it is not."""
+        plan = self.plan
+        if plan.container != "compressor" or not plan.specs:
+            return None, None
+        if texts is None:
+            return None, "no text was evaluated"
+        if plan.device.type != "cpu":
+            return None, f"the run was on {plan.device.type}"
+        if not whole:
+            return None, "the whole model does not fit the free memory"
+        vocabulary = plan.skeleton.config.get_text_config().vocab_size
+        return chosen_windows(texts.ids[texts.span(0)], vocabulary, plan.skeleton.parameters()), None
 
     def stop(self) -> None:
         """End the process if it still waits."""
@@ -125,19 +154,26 @@ class Verifier:
 
 
 @torch.no_grad()
-def recompute(request: dict[str, Any]) -> Tensor:
-    """Logits (1, T, vocabulary) fp32 of a folder, as a newcomer's process would compute them."""
+def recompute(request: dict[str, Any]) -> tuple[Tensor, dict[str, Any] | None]:
+    """Logits (1, T, vocabulary) fp32 of a folder, as a newcomer's process would compute them without kernels.
+
+    Returns:
+        The logits, and what `kernel_cost` measured where that was asked for.
+    """
     from transformers import AutoModelForCausalLM
 
     folder, dtype = Path(request["folder"]), getattr(torch, request["dtype"])
     ids, device = torch.tensor(request["ids"]), torch.device(request["device"])
     if request["whole"]:
         integers = request["container"] == "compressed-tensors"
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if integers else dtype).to(device).eval()
+        with using("packed"):  # the kernels round activations: not what was written is judged here, but what is read
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if integers else dtype).to(device).eval()
         if integers:  # its values are products in the stored dtype, made when it first runs
             model(input_ids=ids[:, :1].to(device), use_cache=False)
             model = model.to(dtype)
-        return model(input_ids=ids.to(device), use_cache=False).logits.float().cpu()  # type: ignore[no-any-return]
+        logits = model(input_ids=ids.to(device), use_cache=False).logits.float().cpu()
+        measured = request["measured"]
+        return logits, None if measured is None else kernel_cost(model, torch.tensor(measured))
     from compressor.engine.checkpoint import open_checkpoint
     from compressor.engine.forward import BlockRunner
     from compressor.engine.skeleton import build_skeleton
@@ -146,7 +182,7 @@ def recompute(request: dict[str, Any]) -> Tensor:
     runner.load_outer()
     stream = runner.start(ids)
     runner.run(stream)
-    return runner.logits(stream, slice(0, 1)).cpu()
+    return runner.logits(stream, slice(0, 1)).cpu(), None
 
 
 def serve() -> None:
@@ -162,9 +198,10 @@ def serve() -> None:
     line = sys.stdin.readline()
     if not line.strip():
         return
-    request, problem = json.loads(line), None
+    request, problem, kernels = json.loads(line), None, None
     try:
-        torch.save(recompute(request), request["target"])
+        logits, kernels = recompute(request)
+        torch.save(logits, request["target"])
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    print(json.dumps({"problem": problem}), flush=True)
+    print(json.dumps({"problem": problem, "kernels": kernels}), flush=True)

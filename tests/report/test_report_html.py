@@ -98,8 +98,14 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield path
 
 
-OTHERS = {"passed": False, "mode": "block by block", "group": "embeddings", "component": "N-LRC"}
-LITERALS = {"who", "mode", "group", "component"}
+OTHERS = {
+    "passed": False,
+    "mode": "block by block",
+    "group": "embeddings",
+    "component": "N-LRC",
+    "activations": "exact",
+}
+LITERALS = {"who", "mode", "group", "component", "activations"}
 NOT_SHOWN = {"schema_version", "who"}  # of one value only; and: another 'who' is another kind of row
 
 

@@ -16,7 +16,7 @@ from compressor.report.names import fold_names, natural
 from compressor.report.plot_layers import linear_axis, log_axis
 from compressor.report.plots import round_ticks
 from compressor.report.schema import Evaluation, EvaluationRow, Report
-from compressor.report.sentences import classes_told, headline, judge, leading_text, what_was_done
+from compressor.report.sentences import classes_told, headline, judge, kernels_told, leading_text, what_was_done
 
 Make = Callable[..., Report]
 
@@ -218,3 +218,20 @@ def test_what_was_done(make_report: Make) -> None:
     for layer in report.layers:
         layer.method = "kept"
     assert what_was_done(report) == "nothing was changed"
+
+
+def test_what_kernels_cost(make_report: Make) -> None:
+    """With perplexities, how many windows, and KL; or why it was not measured; or nothing where nothing is packed."""
+    report = make_report(blocks=1)
+    assert report.verification is not None
+    told = (kernels_told(report) or "").replace(numbers.NBSP, " ")
+    assert told == (
+        "kernels (avx512, 8-bit activations): perplexity 14.08 \u2192 14.13, KL 0.00040 "
+        "(4 windows of 256 tokens of stories)"
+    )
+    report.verification.kernels = None
+    assert kernels_told(report) == "kernels: what they cost was not measured: they were busy"
+    report.verification.kernels_skipped = None
+    assert kernels_told(report) is None
+    report.verification = None
+    assert kernels_told(report) is None

@@ -159,9 +159,12 @@ class KernelCost(Part):
     windows: int = Field(description="token windows measured")
     seqlen: int = Field(description="tokens in one of them")
     exact_perplexity: float = Field(description="multiplied exactly, on these windows")
-    perplexity: float = Field(description="by the kernels, on these windows")
+    perplexity: float = Field(description="by the kernels, token by token as in generation, on these windows")
     kl: float = Field(description="mean KL(exact || kernels), nats per token")
     top1: float = Field(description="how often their first choices are the same, 0..1")
+    prompt_perplexity: float = Field(description="by the kernels, all tokens at once: others, or none, are used then")
+    prompt_kl: float = Field(description="as kl")
+    prompt_top1: float = Field(description="as top1")
     seconds: float = Field(description="time it took, seconds")
 
 

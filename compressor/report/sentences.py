@@ -85,7 +85,7 @@ def classes_told(report: Report) -> str | None:
 
 
 def kernels_told(report: Report) -> str | None:
-    """``kernels (avx512, 8-bit activations): perplexity 43.09 -> 43.12, KL 0.0004``, or why that was not measured."""
+    """``kernels (avx512, 8-bit activations): perplexity 43.09 -> 43.12, KL 0.0004 ...``, or why it was not measured."""
     check = report.verification
     if check is None:
         return None
@@ -96,7 +96,8 @@ def kernels_told(report: Report) -> str | None:
     windows = "window" if cost.windows == 1 else "windows"
     return (
         f"kernels ({cost.rung}, {activations} activations): perplexity {before}{NBSP}{ARROW}{NBSP}{after}, "
-        f"KL {significant(cost.kl, 2)} ({cost.windows} {windows} of {cost.seqlen} tokens of {cost.text})"
+        f"KL {significant(cost.kl, 2)} token by token, {significant(cost.prompt_kl, 2)} in prompts "
+        f"({cost.windows} {windows} of {cost.seqlen} tokens of {cost.text})"
     )
 
 

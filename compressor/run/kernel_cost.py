@@ -11,11 +11,13 @@ from torch import Tensor
 
 from compressor.errors import UserError
 from compressor.kernels.layers import exact_activations
+from compressor.kernels.matrix import FEW
 from compressor.kernels.model import accelerate
 from compressor.kernels.native import LEVELS, rung_and_why
 
-FEWEST, MOST = 64, 4096  # tokens: differences of the same model on the same tokens need no more
-LOGITS = 1 << 26  # numbers held for each of the two
+WINDOWS = min(FEW.values())  # read together, one token of each: so few that no kernel gives way to a plain product
+FEWEST, MOST = 64, 1024  # tokens: differences of the same model on the same tokens need no more
+LOGITS = 1 << 26  # numbers held of each pass
 WORK = 1 << 40  # products of a weight and a token: seconds
 
 
@@ -26,11 +28,11 @@ def chosen_windows(ids: Tensor, vocabulary: int, parameters: int) -> Tensor:
         ids: (windows, T).
 
     Returns:
-        (fewer windows, fewer tokens), at least one window.
+        (some windows, fewer tokens), at least one window.
     """
     tokens = max(FEWEST, min(MOST, LOGITS // vocabulary, WORK // parameters))
-    length = min(ids.shape[1], tokens)
-    return ids[: max(1, tokens // length), :length]
+    count = min(WINDOWS, len(ids))
+    return ids[:count, : tokens // count]
 
 
 @torch.no_grad()
@@ -55,16 +57,29 @@ def kernel_cost(model: Any, ids: Tensor) -> dict[str, Any]:
     found = accelerate(model, way)
     if way not in found.layers:
         return {"skipped": f"no layer is in a format that {way} has: {'; '.join(found.reasons) or 'none is packed'}"}
-    logits = model(input_ids=ids, use_cache=False).logits
+    prompts = compared(reference, model(input_ids=ids, use_cache=False).logits, ids)
+    exact = prompts.pop("exact_perplexity")
     return {
         "rung": way,
         "activations": activations,
         "layers": found.layers,
         "windows": len(ids),
         "seqlen": ids.shape[1],
-        **compared(reference, logits, ids),
+        **compared(reference, _token_by_token(model, ids), ids),
+        "exact_perplexity": exact,
+        **{f"prompt_{name}": value for name, value in prompts.items()},
         "seconds": time.perf_counter() - since,
     }
+
+
+def _token_by_token(model: Any, ids: Tensor) -> Tensor:
+    """Logits (windows, T, vocabulary), as when a text is generated: kernels for few tokens are others than for many."""
+    cache, logits = None, []
+    for place in range(ids.shape[1]):
+        out = model(input_ids=ids[:, place : place + 1], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        logits.append(out.logits)
+    return torch.cat(logits, 1)
 
 
 def compared(reference: Tensor, logits: Tensor, ids: Tensor) -> dict[str, float]:

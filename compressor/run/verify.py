@@ -154,11 +154,11 @@ class Verifier:
 
 
 @torch.no_grad()
-def recompute(request: dict[str, Any]) -> tuple[Tensor, dict[str, Any] | None]:
+def recompute(request: dict[str, Any]) -> tuple[Tensor, Any]:
     """Logits (1, T, vocabulary) fp32 of a folder, as a newcomer's process would compute them without kernels.
 
     Returns:
-        The logits, and what `kernel_cost` measured where that was asked for.
+        The logits, and the model, or None where it was not loaded as a whole.
     """
     from transformers import AutoModelForCausalLM
 
@@ -171,9 +171,7 @@ def recompute(request: dict[str, Any]) -> tuple[Tensor, dict[str, Any] | None]:
         if integers:  # its values are products in the stored dtype, made when it first runs
             model(input_ids=ids[:, :1].to(device), use_cache=False)
             model = model.to(dtype)
-        logits = model(input_ids=ids.to(device), use_cache=False).logits.float().cpu()
-        measured = request["measured"]
-        return logits, None if measured is None else kernel_cost(model, torch.tensor(measured))
+        return model(input_ids=ids.to(device), use_cache=False).logits.float().cpu(), model
     from compressor.engine.checkpoint import open_checkpoint
     from compressor.engine.forward import BlockRunner
     from compressor.engine.skeleton import build_skeleton
@@ -183,6 +181,14 @@ def recompute(request: dict[str, Any]) -> tuple[Tensor, dict[str, Any] | None]:
     stream = runner.start(ids)
     runner.run(stream)
     return runner.logits(stream, slice(0, 1)).cpu(), None
+
+
+def _cost(model: Any, ids: Tensor) -> dict[str, Any]:
+    """`kernel_cost`; what goes wrong there says nothing against the folder."""
+    try:
+        return kernel_cost(model, ids)
+    except Exception as error:
+        return {"skipped": f"{type(error).__name__}: {error}"}
 
 
 def serve() -> None:
@@ -200,8 +206,9 @@ def serve() -> None:
         return
     request, problem, kernels = json.loads(line), None, None
     try:
-        logits, kernels = recompute(request)
+        logits, model = recompute(request)
         torch.save(logits, request["target"])
+        kernels = request["measured"] and _cost(model, torch.tensor(request["measured"]))
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
     print(json.dumps({"problem": problem, "kernels": kernels}), flush=True)

@@ -226,8 +226,8 @@ def test_what_kernels_cost(make_report: Make) -> None:
     assert report.verification is not None
     told = (kernels_told(report) or "").replace(numbers.NBSP, " ")
     assert told == (
-        "kernels (avx512, 8-bit activations): perplexity 14.08 \u2192 14.13, KL 0.00040 "
-        "(4 windows of 256 tokens of stories)"
+        "kernels (avx512, 8-bit activations): perplexity 14.08 \u2192 14.13, KL 0.00040 token by token, "
+        "0.00030 in prompts (4 windows of 256 tokens of stories)"
     )
     report.verification.kernels = None
     assert kernels_told(report) == "kernels: what they cost was not measured: they were busy"

@@ -43,6 +43,15 @@ EXACT = 16
 """The same for exact activations, whatever the kind."""
 
 
+def aligned(weight: Tensor) -> Tensor:
+    """Return a plain matrix as the kernels read it: contiguous, at an address that is a multiple of 64.
+
+    Tensors that are mapped from a file lie anywhere; they are copied.
+    """
+    weight = weight.contiguous()
+    return weight.clone() if weight.data_ptr() % ALIGNMENT else weight
+
+
 @dataclass(frozen=True, eq=False)
 class Matrix:
     """``m`` x ``n`` numbers in a layout.

@@ -18,7 +18,7 @@ from compressor.formats.representation import Masked, Representation, SparseInt,
 from compressor.formats.scaled_binary import ScaledBinary
 from compressor.formats.sum import Sum
 from compressor.formats.trit_planes import TritPlanes
-from compressor.kernels.matrix import Kind, Matrix
+from compressor.kernels.matrix import Kind, Matrix, aligned
 from compressor.kernels.records import int_records, record_inputs, sign_records, trit_records
 from compressor.kernels.streams import SPARSE_16, partial_stream, sparse_codes_stream, sparse_stream
 
@@ -139,7 +139,7 @@ def _dense(r: Dense) -> Matrix:
     if r.weight.dtype not in kinds:
         raise Unsupported(f"a dense matrix of {r.weight.dtype}: expected bf16 or fp16")
     m, n = r.weight.shape
-    return Matrix(kinds[r.weight.dtype], m, n, 128, 1.0, r.weight.contiguous())
+    return Matrix(kinds[r.weight.dtype], m, n, 128, 1.0, aligned(r.weight))
 
 
 def _ints(r: GroupInt) -> Matrix:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compressor.engine.limits import available_memory
 from compressor.hf.embedding import TiedHead, is_packed_embedding
 from compressor.hf.linear import PackedLinear
-from compressor.kernels.matrix import ALIGNMENT, Kind, Matrix
+from compressor.kernels.matrix import Kind, Matrix, aligned
 from compressor.kernels.native import LEVELS, native
 from compressor.report.schema_bench import Bandwidth, BenchDecode, BenchPrefill
 from compressor.run.proof_speed import cache_bytes
@@ -231,9 +231,7 @@ def with_our_product(model: Any, level: str) -> Any:
     twin = copy.deepcopy(model, shared)
     for module in twin.modules():
         if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16:
-            weight = module.weight.detach().contiguous()
-            if weight.data_ptr() % ALIGNMENT:
-                weight = weight.clone()
+            weight = aligned(module.weight.detach())
             matrix = Matrix(Kind.DENSE_BF16, weight.shape[0], weight.shape[1], 128, 1.0, weight)
             bias = None if module.bias is None else module.bias.detach().float()
             module.forward = partial(_multiply, matrix, bias, level)  # type: ignore[method-assign]

@@ -109,6 +109,20 @@ def test_kernels_that_give_way_in_prompts_are_measured_all_the_same(
     assert found["layers"] == {"portable": 14} and found["prompt_kl"] < 1e-9 < 1e-7 < found["kl"]
 
 
+@needs_kernels
+def test_factors_that_are_mapped_from_a_file(
+    llama: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie at any address; the kernels want multiples of 64."""
+    stage = {"decompose": {"method": "svd", "rank": 7}}
+    tiny_models.run_recipe(tiny_models.recipe_for(None, stage), llama, tmp_path / "out")
+    monkeypatch.setenv(VARIABLE, "portable")
+    with using("packed"):
+        model = load(tmp_path / "out")
+    found = kernel_cost(model, tiny_models.random_ids(WINDOWS))
+    assert found["layers"] == {"portable": 14} and found["kl"] < 1e-3
+
+
 def test_a_failure_there_is_no_failure_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "kernel_cost", None)
     assert verify._cost(None, torch.zeros(1, 1))["skipped"].startswith("TypeError: ")

@@ -101,8 +101,10 @@ def read(s: Setup) -> Contender:
     """Memory as large as two trit planes, read once."""
     size = s.m * s.n * 17 // 32 // 64 * 64
     copies = rotation(torch.zeros(size, dtype=torch.uint8), size, s.memory)
-    read_memory = kernels().module.read_memory
-    return s.contender(READ, lambda: read_memory(next(copies).data_ptr(), size, s.threads), size)
+    found = kernels()
+    return s.contender(
+        READ, lambda: found.module.read_memory(next(copies).data_ptr(), size, s.threads, found.best), size
+    )
 
 
 def torch_linear(s: Setup, dtype: torch.dtype = torch.bfloat16) -> Contender:

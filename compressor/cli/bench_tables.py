@@ -62,6 +62,7 @@ def _times(tokens: int, batch: int) -> str:
 def weights_table(result: Bench) -> Table:
     """Who was measured, and what they hold."""
     table = _table("Weights in memory", ("", "dtype", "linears by"), ("load", "bytes", "laid out"))
+    table.columns[2].max_width = 22
     for way in result.ways:
         laid_out = bytes_text(way.layout_bytes) if way.layout_bytes else ABSENT
         load = duration(way.load_seconds) if way.load_seconds is not None else ABSENT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,12 +261,26 @@ def _check_memory(ours: _Model, rival: _Model | None) -> str | None:
 class _Loaded:
     """A contestant, and what is known of it before it has run."""
 
-    way: BenchWay
+    name: Any
+    dtype: torch.dtype
+    load_seconds: float | None
     measured: Contestant
 
     def finished(self) -> BenchWay:
-        """With what was measured."""
-        return self.way.model_copy(update={"prefill": self.measured.prefill, "decode": self.measured.decode})
+        """What was measured, and what it holds now: some layers are made ready when they first run."""
+        held, layouts = held_bytes(self.measured.model)
+        ways, reasons = products(self.measured.model)
+        return BenchWay(
+            name=self.name,
+            dtype=str(self.dtype).removeprefix("torch."),
+            products=ways,
+            reasons=reasons,
+            load_seconds=self.load_seconds,
+            held_bytes=held,
+            layout_bytes=layouts,
+            prefill=self.measured.prefill,
+            decode=self.measured.decode,
+        )
 
 
 def _load(model: _Model, who: Any, dtype: torch.dtype, device: torch.device, trust: bool) -> _Loaded:
@@ -275,29 +289,10 @@ def _load(model: _Model, who: Any, dtype: torch.dtype, device: torch.device, tru
 
     logging.disable_progress_bar()
 
-    def load() -> Any:
-        network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype, trust_remote_code=trust)
-        return network.to(device).eval()
-
-    return _entered(load, who, dtype, device)
-
-
-def _entered(load: Callable[[], Any], who: Any, dtype: torch.dtype, device: torch.device) -> _Loaded:
     since = time.perf_counter()
-    network = load()
-    seconds = time.perf_counter() - since
-    held, layouts = held_bytes(network)
-    ways, reasons = products(network)
-    way = BenchWay(
-        name=who,
-        dtype=str(dtype).removeprefix("torch."),
-        products=ways,
-        reasons=reasons,
-        load_seconds=seconds,
-        held_bytes=held,
-        layout_bytes=layouts,
-    )
-    return _Loaded(way, Contestant(network, device))
+    network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype, trust_remote_code=trust)
+    network = network.to(device).eval()
+    return _Loaded(who, dtype, time.perf_counter() - since, Contestant(network, device))
 
 
 def _load_base(
@@ -315,10 +310,8 @@ def _load_base(
         reason = "there are no kernels for it" if level is None else f"the kernels are not for {device.type}"
         notes.append(f"the base's matrices by a good bf16 product: not measured, {reason}")
         return loaded
-    source = loaded[-1].measured.model
-    twin = _entered(lambda: with_our_product(source, level), "base, our product", torch.bfloat16, device)
-    twin.way.load_seconds = None
-    return [*loaded, twin]
+    twin = with_our_product(loaded[-1].measured.model, level)
+    return [*loaded, _Loaded("base, our product", torch.bfloat16, None, Contestant(twin, device))]
 
 
 def _ids(tokens: int, batch: int, vocabulary: int, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from compressor.methods.quantize_settings import QUANTIZE_METHODS
 from compressor.methods.settings import PRUNE_METHODS
 from compressor.report.files import read_report
 
-VERBS = ["prune", "run", "plan", "evaluate", "compare", "explain", "generate"]
+VERBS = ["prune", "run", "plan", "evaluate", "compare", "explain", "generate", "bench"]
 SHORT = ["--nsamples", "4", "--seqlen", "16", "--no-verify", "--eval-windows", "2"]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from compressor.errors import UserError
 from compressor.formats.parts import Spec
 from compressor.formats.registry import format_of
-from compressor.kernels.matrix import DTYPES, Kind, Matrix
+from compressor.kernels.matrix import DTYPES, Kind, Matrix, room
 from compressor.kernels.native import LEVELS
 from compressor.kernels.products import Product, Unsupported, make_product
 from compressor.kernels.rebuild import large_part, rebuilt
@@ -183,7 +183,8 @@ def join(layers: list[Fast]) -> bool:
     )
     if not alike or first.kind > Kind.SIGN or len({layer.rung for layer in layers}) > 1:
         return False
-    data = torch.cat([matrix.data for matrix in found])
+    data = room(sum(matrix.data.numel() for matrix in found))
+    torch.cat([matrix.data for matrix in found], out=data)
     extras = [matrix.extra for matrix in found if matrix.extra is not None]
     extra = torch.cat(extras) if extras else None
     whole = replace(first, m=sum(matrix.m for matrix in found), data=data, extra=extra)

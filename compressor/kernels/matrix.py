@@ -43,6 +43,15 @@ EXACT = 16
 """The same for exact activations, whatever the kind."""
 
 
+def room(nbytes: int) -> Tensor:
+    """Return memory for a layout, uint8 (nbytes,), in large pages where the system has any."""
+    found = native()
+    assert found is not None
+    data = torch.empty(nbytes, dtype=torch.uint8)
+    found.module.use_large_pages(data.data_ptr(), nbytes)
+    return data
+
+
 def aligned(weight: Tensor) -> Tensor:
     """Return a plain matrix as the kernels read it: contiguous, at an address that is a multiple of 64.
 

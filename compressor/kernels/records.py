@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from compressor.kernels.matrix import Kind, Matrix
+from compressor.kernels.matrix import Kind, Matrix, room
 from compressor.kernels.native import native
 
 ROWS = 16
@@ -70,7 +70,7 @@ def _records(kind: Kind, entries: Tensor, tails: Tensor, kb: int, extra: Tensor 
     width = {Kind.TRIT3: 128}.get(kind, 64)
     tails = torch.nn.functional.pad(tails, (0, width - tails.shape[-1])).contiguous()
     bits = {Kind.TRIT1: 2, Kind.TRIT2: 4, Kind.TRIT3: 6, Kind.INT2: 2, Kind.INT3: 3, Kind.INT4: 4, Kind.INT8: 8}
-    data = torch.empty(tails.shape[0] * tails.shape[1] * (2 * bits.get(kind, 1) * kb + width), dtype=torch.uint8)
+    data = room(tails.shape[0] * tails.shape[1] * (2 * bits.get(kind, 1) * kb + width))
     entries = entries.contiguous()
     found.module.pack_records(
         kind, m, n, kb, entries.data_ptr(), tails.data_ptr(), data.data_ptr(), data.numel(), torch.get_num_threads()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compressor.kernels.matrix import Kind, Matrix
+from compressor.kernels.matrix import Kind, Matrix, room
 from compressor.kernels.native import native
 from compressor.kernels.records import ROWS, sign_tails
 
@@ -25,7 +25,8 @@ def _stream(kind: Kind, marked: Tensor, values: Tensor, signs: Tensor | None, ta
     starts = torch.empty(-(-m // ROWS) + 1, dtype=torch.int64)
     call = (kind, m, n, 128, *addresses, starts.data_ptr())
     found.module.pack_rows(*call, 0, 0, torch.get_num_threads())
-    data = torch.zeros(int(starts[-1]) + SLACK, dtype=torch.uint8)
+    data = room(int(starts[-1]) + SLACK)
+    data[-SLACK:] = 0
     found.module.pack_rows(*call, data.data_ptr(), data.numel(), torch.get_num_threads())
     return Matrix(kind, m, n, 128, 1.0, data, starts)
 

@@ -231,6 +231,22 @@ PyObject* pack_rows(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return freely([&] { pack_stream(w, from, starts, data, threads); });
 }
 
+// (data, bytes): ask the system for large pages, where it has any, for memory that nothing has been written to yet.
+// Reading a matrix is a long walk; with pages of 4 KB part of it is spent on finding them.
+PyObject* use_large_pages(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  const auto* const data = in.address<uint8_t>("data");
+  const long long bytes = in.number("bytes", 0, 1LL << 46);
+  if (!in.good()) return nullptr;
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: may be refused
+#endif
+  Py_RETURN_NONE;
+}
+
 // (data, bytes, threads, level) -> the exclusive or of all 32-bit words: reads memory once and does next to nothing else.
 PyObject* read_memory(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Arguments in(args, count);
@@ -265,7 +281,8 @@ PyObject* processor(PyObject*, PyObject* const*, Py_ssize_t) {
 PyMethodDef methods[] = {
     COMPRESSOR_ENTRY(linear),       COMPRESSOR_ENTRY(unpack),    COMPRESSOR_ENTRY(pack_records),
     COMPRESSOR_ENTRY(read_records), COMPRESSOR_ENTRY(pack_rows), COMPRESSOR_ENTRY(read_memory),
-    COMPRESSOR_ENTRY(processor),    {nullptr, nullptr, 0, nullptr},
+    COMPRESSOR_ENTRY(processor),    COMPRESSOR_ENTRY(use_large_pages),
+      {nullptr, nullptr, 0, nullptr},
 };
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", "Kernels of compressor for CPUs.", -1, methods,

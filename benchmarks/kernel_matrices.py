@@ -17,6 +17,7 @@ from compressor.formats.partial_binary import PartialBinary
 from compressor.formats.parts import Spec
 from compressor.formats.representation import Masked, Representation, pack
 from compressor.formats.trit_planes import TritPlanes
+from compressor.kernels.matrix import room
 
 GROUP = 128
 Packed = tuple[Spec, dict[str, Tensor]]
@@ -91,10 +92,10 @@ T = TypeVar("T")
 
 
 def cloned(value: T) -> T:
-    """A copy of a tensor, or of a dataclass of tensors, in memory of its own."""
+    """A copy of a tensor, or of a dataclass of tensors, in memory of its own: in large pages, as layouts lie."""
     found: Any = value
     if isinstance(found, Tensor):
-        found = found.clone()
+        found = room(found.nbytes).view(found.dtype).view(found.shape).copy_(found)
     elif is_dataclass(value) and not isinstance(value, type):
         found = replace(value, **{each.name: cloned(getattr(value, each.name)) for each in fields(value)})
     return found  # type: ignore[no-any-return]

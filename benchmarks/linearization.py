@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "speed" in args.parts:
         result("speed", "2 x 2048", {}, lambda folder: speed())
     shutil.rmtree(scratch, ignore_errors=True)
-    section = linearization_section(results, args.tokens)
+    section = linearization_section(results, args.tokens, METHODS, [model.name for model in models])
     if args.no_page:
         print(section)
     else:

@@ -17,15 +17,23 @@ TARGETS = {0.25: 0.05, 0: 0.10}
 CHANCE = 1 / 32
 
 
-def linearization_section(results: Results, tokens: int) -> str:
-    """The section of docs/benchmarks.md."""
+def linearization_section(
+    results: Results, tokens: int, methods: Sequence[str] = (), models: Sequence[str] = ()
+) -> str:
+    """The section of docs/benchmarks.md; says which of ``methods`` and ``models`` have not been measured."""
     parts = ["## Linearization", machine_line()]
     quality = [r for r in results if r["part"] == "quality"]
     if quality:
-        parts += [f"### Methods at equal tokens ({tokens:,}), no layer kept", METHODS_WORDS, *_by_model(quality)]
+        parts += [
+            f"### Methods at equal tokens ({tokens:,}), no layer kept",
+            METHODS_WORDS,
+            *_by_model(quality, methods),
+        ]
     smoke = [r for r in results if r["part"] == "smoke"]
     if smoke:
         parts += ["### The default at the smoke budget", *_smoke(smoke)]
+        if left := [model for model in models if model not in {r["model"] for r in smoke}]:
+            parts.append(f"Not measured yet: {', '.join(left)}.")
     recall = [r for r in results if r["part"] == "recall"]
     if recall:
         parts += ["### Recall beyond the window", RECALL_WORDS, *_recall(recall)]
@@ -47,7 +55,7 @@ RECALL_WORDS = (
 )
 
 
-def _by_model(results: Results) -> list[str]:
+def _by_model(results: Results, methods: Sequence[str]) -> list[str]:
     out = []
     for model in dict.fromkeys(r["model"] for r in results):
         rows = [r for r in results if r["model"] == model]
@@ -67,6 +75,8 @@ def _by_model(results: Results) -> list[str]:
                 f"no better than window-sink on stories by KL: {', '.join(worse)}" if worse else "all beat window-sink"
             )
             out.append(words[0].upper() + words[1:] + ".")
+        if left := [method for method in methods if method not in {row["stage"]["method"] for row in rows}]:
+            out.append(f"Not measured yet: {', '.join(left)}.")
     return out
 
 

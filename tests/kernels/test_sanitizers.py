@@ -49,7 +49,8 @@ def run_tests(file: Path, tests: tuple[str, ...], preload: str, **settings: str)
     }  # fmt: skip
     environment.pop("COMPRESSOR_KERNELS", None)
     chosen = [str(HERE / test) for test in tests]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen]
+    plain = ["-o", "addopts=--strict-markers", "-p", "no:cacheprovider", "-p", "no:xdist"]  # says "passed"
+    command = [sys.executable, "-m", "pytest", "-x", "-s", *plain, *chosen]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 0 and "passed" in said, said[-4000:]

@@ -83,6 +83,7 @@ def test_against_the_base_that_the_report_names(packed: Path) -> None:
 
 
 @needs_kernels
+@pytest.mark.usefixtures("by_the_package")
 def test_by_the_kernels(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "avx2")
     result = bench(str(packed), **SHORT)
@@ -117,6 +118,7 @@ def test_bytes_of_packed_parts(packed: Path) -> None:
 
 
 @needs_kernels
+@pytest.mark.usefixtures("by_the_package")
 def test_bytes_of_layouts(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layout that several layers share counts once, and what it stands for is not held beside it."""
     monkeypatch.setenv(VARIABLE, "avx2")
@@ -134,6 +136,7 @@ def test_bytes_of_layouts(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @needs_kernels
+@pytest.mark.usefixtures("by_the_package")
 def test_our_product_is_the_same_model(llama: Path) -> None:
     """On the same tensors, up to rounding; the model it was made from is as it was."""
     model, ids = load(llama, torch.bfloat16), tiny_models.random_ids(2)

@@ -63,6 +63,7 @@ def load(folder: Path) -> Any:
 
 
 @needs_kernels
+@pytest.mark.usefixtures("by_the_package")
 def test_numbers_are_those_of_two_loads(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "portable")
     ids = tiny_models.random_ids(3)
@@ -96,6 +97,7 @@ def test_why_nothing_was_measured(packed: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_kernels
+@pytest.mark.usefixtures("by_the_package")
 def test_kernels_that_give_way_in_prompts_are_measured_all_the_same(
     llama: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +112,7 @@ def test_kernels_that_give_way_in_prompts_are_measured_all_the_same(
 
 
 @needs_kernels
+@pytest.mark.usefixtures("by_the_package")
 def test_factors_that_are_mapped_from_a_file(
     llama: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +132,7 @@ def test_a_failure_there_is_no_failure_of_the_run(monkeypatch: pytest.MonkeyPatc
 
 
 @needs_kernels
+@pytest.mark.usefixtures("by_the_package")
 def test_loads_that_ask_for_packed_use_no_kernels(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "portable")
     with using("packed"):

@@ -61,6 +61,7 @@ def accelerate(model: nn.Module, way: str | None = None) -> Accelerated:
             if not (hasattr(module, "fast") and hasattr(module, "parts") and hasattr(module, "spec")):
                 continue
             packed: Any = module
+            packed.restore()  # what an earlier layout holds alone would be lost with it
             packed.fast = make_fast(packed.parts, packed.spec, way, packed.compute_dtype)
             layers[packed.fast.rung if packed.fast else "packed"] += 1
             if packed.fast is not None:

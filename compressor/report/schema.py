@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compressor.report.part import Part
 from compressor.report.schema_linear import Linearization
+from compressor.report.schema_use import Exported, Runtime, Sample, TaskResult
 
 SCHEMA_VERSION = 1
 
@@ -220,6 +221,10 @@ class Report(Part):
     linearization: Linearization | None = Field(
         default=None, description="null unless attention was replaced by attention with a memory of constant size"
     )
+    runtimes: list[Runtime] = Field(default_factory=list, description="programs that loaded it and gave the same")
+    tasks: list[TaskResult] = Field(default_factory=list, description="results of the evaluation harness")
+    samples: list[Sample] = Field(default_factory=list, description="prompts, and how the models go on")
+    exported: Exported | None = Field(default=None, description="null unless this folder is an export of another")
     timings: list[Timing] = Field(default_factory=list)
     memory: Memory | None = None
     versions: dict[str, str] = Field(default_factory=dict, description="python and packages")

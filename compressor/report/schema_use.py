@@ -1,0 +1,58 @@
+"""The parts of ``report.json`` about using the result: what loads it, what it can do, what it says."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compressor.report.part import Part
+
+
+class Runtime(Part):
+    """A program that loaded the folder, and was held against the model that was written. Only what was run stands here."""
+
+    name: str = Field(description="such as 'transformers', 'transformers + compressor', 'llama.cpp', 'mlx'")
+    version: str = Field(description="of that program; several packages as 'name version, name version'")
+    form: str = Field(description="what it loaded, such as 'packed', 'dense', 'gguf Q4_0'")
+    command: str = Field(description="what loads it, exactly; PATH stands for the folder or file")
+    language: Literal["python", "shell"] = Field(default="python", description="of the command")
+    check: str = Field(description="what was compared, in words")
+    difference: float | None = Field(default=None, description="the figure of that comparison; null without one")
+    allowed: float | None = Field(default=None, description="the largest one that passes")
+    passed: bool = Field(description="whether it was close enough")
+
+
+class TaskResult(Part):
+    """One metric of one task of EleutherAI's evaluation harness."""
+
+    task: str = Field(description="name of the task")
+    metric: str = Field(description="such as acc, acc_norm, exact_match")
+    value: float = Field(description="as the harness gives it, 0..1 for shares")
+    stderr: float | None = Field(default=None, description="its standard error; null where the harness gives none")
+    chance: float | None = Field(default=None, description="what guessing gives; null where nothing can be guessed")
+    corrected: float | None = Field(default=None, description="(value - chance) / (1 - chance); null without chance")
+    base: float | None = Field(default=None, description="the same of the model it was made from; null if not run")
+    samples: int = Field(description="how many were answered")
+    total: int | None = Field(default=None, description="how many the task has; null if unknown")
+    shots: int = Field(default=0, description="examples before each question")
+    output_type: str = Field(description="of the harness: multiple_choice, loglikelihood, generate_until, ...")
+    harness: str = Field(description="version of lm-eval")
+    tokens_sha256: str = Field(default="", description="SHA-256 of the questions; equal means comparable")
+
+
+class Sample(Part):
+    """One prompt, and how two models go on, greedily."""
+
+    prompt: str
+    dense: str | None = Field(description="what the source model says; null if it was not asked")
+    compressed: str = Field(description="what the written model says")
+
+
+class Exported(Part):
+    """A folder that ``compressor export`` wrote from another."""
+
+    form: str = Field(description="such as dense, 'gguf Q4_0', mlx, gptq, compressed-tensors")
+    file_bytes: int = Field(description="bytes of its weight files")
+    exact: bool = Field(description="whether every matrix has the same values as in the folder it was made from")
+    notes: list[str] = Field(default_factory=list, description="what was rounded, left out, renamed")

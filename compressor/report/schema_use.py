@@ -10,7 +10,7 @@ from compressor.report.part import Part
 
 
 class Runtime(Part):
-    """A program that loaded the folder, and was held against the model that was written. Only what was run stands here."""
+    """A program that loaded the folder and was held against what was written; only what was run stands here."""
 
     name: str = Field(description="such as 'transformers', 'transformers + compressor', 'llama.cpp', 'mlx'")
     version: str = Field(description="of that program; several packages as 'name version, name version'")

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.engine.hub import fetch, parse_name
+from compressor.engine.hub import fetch
+from compressor.engine.hub_names import parse_name
 from compressor.engine.tensorfile import TensorEntry, read_header, read_tensor
 from compressor.errors import UserError
 

@@ -113,7 +113,7 @@ def oid_of(path: str, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest() if is_large(path, len(data)) else git_oid(data)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An answer that is an error."""
 
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
@@ -177,14 +177,14 @@ class Handler(BaseHTTPRequestHandler):
                 return
             self.body = self._read_body()
             if self.fault is not None and self.fault.what.isdigit():
-                raise Refused(int(self.fault.what), message=self.fault.message)
+                raise RefusedError(int(self.fault.what), message=self.fault.message)
             for verb, pattern, name in ROUTES:
                 if verb == method and (found := re.fullmatch(pattern, split.path)):
                     values = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
                     getattr(self, f"_{name}")(**values, **({"head": head} if name == "file" else {}))
                     return
-            raise Refused(404, message="no such route")
-        except Refused as error:
+            raise RefusedError(404, message="no such route")
+        except RefusedError as error:
             headers = dict(self.fault.headers) if self.fault is not None else {}
             if error.code:
                 headers["X-Error-Code"] = error.code
@@ -237,16 +237,16 @@ class Handler(BaseHTTPRequestHandler):
     def _account(self, *, needed: bool = True) -> Account | None:
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if given and given not in self.hub.accounts:
-            raise Refused(401, message="Invalid credentials in Authorization header")
+            raise RefusedError(401, message="Invalid credentials in Authorization header")
         if needed and not given:
-            raise Refused(401, message="Invalid username or password.")
+            raise RefusedError(401, message="Invalid username or password.")
         return self.hub.accounts.get(given)
 
     def _writer(self, repo: str) -> Account:
         account = self._account()
         assert account is not None
         if account.role == "read" or repo.split("/")[0] not in (account.name, *account.orgs):
-            raise Refused(403, message=f"You don't have the rights to write to {repo}")
+            raise RefusedError(403, message=f"You don't have the rights to write to {repo}")
         return account
 
     def _repo(self, name: str) -> Repo:
@@ -254,13 +254,13 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos.get(name)
         inside = account is not None and name.split("/")[0] in (account.name, *account.orgs)
         if repo is None or (repo.private and not inside):
-            raise Refused(404 if account else 401, "RepoNotFound", "Repository not found")
+            raise RefusedError(404 if account else 401, "RepoNotFound", "Repository not found")
         return repo
 
     def _tree_of(self, repo: Repo, revision: str) -> tuple[str, dict[str, bytes]]:
         sha = repo.resolve(revision)
         if sha is None:
-            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return sha, repo.commits[sha]
 
     # ---- routes
@@ -298,7 +298,7 @@ class Handler(BaseHTTPRequestHandler):
         self._writer(repo)
         found = self._repo(repo)
         if rev in found.refs:
-            raise Refused(409, message="Reference already exists")
+            raise RefusedError(409, message="Reference already exists")
         found.refs[rev] = found.refs["main"]
         self._json({})
 
@@ -333,7 +333,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _store(self, oid: str, data: bytes) -> None:
         if hashlib.sha256(data).hexdigest() != oid:
-            raise Refused(400, message="the content does not have this SHA-256")
+            raise RefusedError(400, message="the content does not have this SHA-256")
         self.hub.objects[oid] = data
 
     def _upload(self, oid: str) -> None:
@@ -353,7 +353,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _verify(self, oid: str) -> None:
         if len(self.hub.objects.get(oid, b"")) != json.loads(self.body)["size"]:
-            raise Refused(404, message="no such object")
+            raise RefusedError(404, message="no such object")
         self._send(200, b"{}")
 
     def _commit(self, repo: str, rev: str) -> None:
@@ -369,7 +369,7 @@ class Handler(BaseHTTPRequestHandler):
                 tree[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 if value["oid"] not in self.hub.objects:
-                    raise Refused(400, message=f"LFS object {value['oid']} was never uploaded")
+                    raise RefusedError(400, message=f"LFS object {value['oid']} was never uploaded")
                 tree[value["path"]] = self.hub.objects[value["oid"]]
             elif entry["key"] == "deletedFile":
                 del tree[value["path"]]
@@ -398,10 +398,10 @@ class Handler(BaseHTTPRequestHandler):
     def _file(self, repo: str, rev: str, path: str, *, head: bool) -> None:
         found = self._repo(repo)
         if found.gated:
-            raise Refused(403, "GatedRepo", f"Access to model {repo} is restricted")
+            raise RefusedError(403, "GatedRepo", f"Access to model {repo} is restricted")
         sha, tree = self._tree_of(found, rev)
         if path not in tree:
-            raise Refused(404, "EntryNotFound", "Entry not found")
+            raise RefusedError(404, "EntryNotFound", "Entry not found")
         data, status = tree[path], 200
         headers = {"ETag": f'"{oid_of(path, data)}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):

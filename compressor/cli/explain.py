@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from compressor.cli.tables import add_row, json_text, new_table, printable, wide_console
+from compressor.engine.hub_names import shown_name
 from compressor.report.names import fold_names
 from compressor.report.numbers import ABSENT, bytes_text, parameters_text, percent, share, significant
 from compressor.report.schema import LedgerRow
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 def explain(
     path: Annotated[
-        Path, typer.Argument(help="A model folder: ours, a plain one, or another quantizer's.", metavar="PATH")
+        str,
+        typer.Argument(
+            help="A model folder, ours, a plain one, or another quantizer's; or a hub id, which is fetched.",
+            metavar="MODEL",
+        ),
     ],
     scan: Annotated[bool, typer.Option("--scan", help="Read the dense matrices and count their zeros.")] = False,
     every: Annotated[bool, typer.Option("--all", help="One line for every tensor, without folding blocks.")] = False,
@@ -53,7 +57,7 @@ def summary(contents: Contents) -> list[str]:
     tied = ", output head tied to the embedding" if config.get("tie_word_embeddings") else ""
     linears = contents.bits("compressed linears", "kept linears")
     return [
-        f"{contents.folder.name or contents.folder.resolve().name}: {architecture} ({kind}), "
+        f"{shown_name(contents.folder)}: {architecture} ({kind}), "
         f"stored as {contents.storage.method}{tied}",
         f"{bytes_text(contents.weight_bytes)} of weight files for {parameters_text(contents.parameters)} parameters; "
         f"bits per weight: linears {significant(linears, 3)}, whole model {significant(contents.bits(), 3)}",
@@ -121,7 +125,7 @@ def explain_json(contents: Contents) -> dict[str, Any]:
     """Everything ``explain`` knows, unfolded."""
     config = contents.config
     return {
-        "name": contents.folder.name or contents.folder.resolve().name,
+        "name": shown_name(contents.folder),
         "model_type": config.get("model_type"),
         "base_model_type": config.get("base_model_type"),
         "architectures": config.get("architectures"),

@@ -108,7 +108,7 @@ def show_end(prepared: Prepared, pushed: Pushed | None) -> None:
     typer.echo(f"{done}; the hub holds these {len(prepared.pieces)} files, compared by their hashes")
     typer.echo(printable(pushed.url))
     command = load_command(prepared)
-    if command is not None:
+    if command is not None and not pushed.proposed:
         if prepared.endpoint != HUGGING_FACE:
             typer.echo(f"\n# with HF_ENDPOINT={prepared.endpoint}", nl=False)
         typer.echo(f"\n{command}")

@@ -37,7 +37,7 @@ def hub_error(error: BaseException, model: HubName, endpoint: str | None = None,
     causes = _causes(error)
     for cause in causes:
         if isinstance(cause, OfflineModeIsEnabled):
-            what = f"{model} is not in the cache" if doing == "fetch" else "nothing can be uploaded"
+            what = f"{model} is no folder here, not in the cache" if doing == "fetch" else "nothing can be uploaded"
             return UserError(f"{what}, and HF_HUB_OFFLINE keeps compressor off the network", fix="unset HF_HUB_OFFLINE")
         if isinstance(cause, HfHubHTTPError):
             return _answered(cause, model, hub, doing)
@@ -60,7 +60,7 @@ def hub_error(error: BaseException, model: HubName, endpoint: str | None = None,
         if isinstance(cause, httpx2.TransportError) or "Consistency check failed" in str(cause):
             return UserError(f"the connection to {hub} broke off", fix="the same command goes on where it stopped")
     return UserError(
-        f"{hub} did something unexpected with {model}: {type(causes[0]).__name__}: {_first_line(causes[0])}",
+        f"{hub} did something unexpected with {model}: {type(causes[-1]).__name__}: {_first_line(causes[-1])}",
         fix="check the address, or try again",
     )
 
@@ -87,9 +87,10 @@ def _answered(error: Any, model: HubName, hub: str, doing: str) -> UserError:
         return UserError(
             f"{hub} does not accept the token", fix="make another and set HF_TOKEN (or run `hf auth login`)"
         )
+    here = "; nor is there a folder of that name here" if doing == "fetch" else ""
     if status in (401, 404):  # a hub answers 401 for what does not exist, too: it does not tell the two apart
         return UserError(
-            f"{hub} has no model {model.id!r}, or it is private",
+            f"{hub} has no model {model.id!r}, or it is private{here}",
             fix="check the name; set HF_TOKEN (or run `hf auth login`) if it is private",
         )
     if status == 403:
@@ -116,7 +117,7 @@ def _when(headers: Mapping[str, str]) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error and what it was raised from, the last first: wrappers tell less."""
+    """An error, and what it was raised from, and what that was."""
     chain: list[BaseException] = []
     step: BaseException | None = error
     while step is not None and step not in chain:

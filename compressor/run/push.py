@@ -94,11 +94,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What is there now: its address and commit; whether anything had to be uploaded."""
+    """What is there now: its address and commit; whether anything had to be uploaded, and is a proposal only."""
 
     url: str
     commit: str
     uploaded: bool
+    proposed: bool = False
 
 
 def prepare(folder: Path, name: str, wanted: Wanted) -> Prepared:
@@ -158,7 +159,7 @@ def push(prepared: Prepared, wanted: Wanted) -> Pushed:
         info = _upload(api, prepared, wanted)
         there = _listing(api, model.id, info.oid)
     _compare(prepared, there)
-    return Pushed(info.pr_url or prepared.url, info.oid, uploaded=True)
+    return Pushed(info.pr_url or prepared.url, info.oid, uploaded=True, proposed=info.pr_url is not None)
 
 
 def load_command(prepared: Prepared) -> str | None:

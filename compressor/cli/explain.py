@@ -57,8 +57,7 @@ def summary(contents: Contents) -> list[str]:
     tied = ", output head tied to the embedding" if config.get("tie_word_embeddings") else ""
     linears = contents.bits("compressed linears", "kept linears")
     return [
-        f"{shown_name(contents.folder)}: {architecture} ({kind}), "
-        f"stored as {contents.storage.method}{tied}",
+        f"{shown_name(contents.folder)}: {architecture} ({kind}), stored as {contents.storage.method}{tied}",
         f"{bytes_text(contents.weight_bytes)} of weight files for {parameters_text(contents.parameters)} parameters; "
         f"bits per weight: linears {significant(linears, 3)}, whole model {significant(contents.bits(), 3)}",
     ]

@@ -60,7 +60,7 @@ def hub_error(error: BaseException, model: HubName, endpoint: str | None = None,
         if isinstance(cause, httpx2.TransportError) or "Consistency check failed" in str(cause):
             return UserError(f"the connection to {hub} broke off", fix="the same command goes on where it stopped")
     return UserError(
-        f"{hub} did something unexpected with {model}: {type(causes[-1]).__name__}: {_first_line(causes[-1])}",
+        f"the hub {hub} did something unexpected with {model}: {type(causes[-1]).__name__}: {_first_line(causes[-1])}",
         fix="check the address, or try again",
     )
 

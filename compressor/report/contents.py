@@ -161,7 +161,8 @@ def read_contents(folder: Path | str, *, scan: bool = False, carried_over: Colle
         scan: read the dense matrices and count their zeros; otherwise no weight is read.
 
     Raises:
-        UserError: no such folder or hub id, not a model folder, corrupt or missing files, or a manifest that does not fit them.
+        UserError: no such folder or hub id, not a model folder, corrupt or missing files, or a manifest that does not
+            fit them.
     """
     folder = resolve_model(str(folder))
     checkpoint = open_checkpoint(folder)

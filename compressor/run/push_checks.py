@@ -136,15 +136,14 @@ def _files(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
 def _check_complete(folder: Path, files: list[tuple[str, Path]]) -> None:
     """Every shard of the index is there, as long as its header says, and no other weights are."""
     weights = {file for name, file in files if name.endswith(WEIGHTS) and "/" not in name}
-    if not any(file.suffix == ".safetensors" for file in weights):
-        if not weights:
-            raise UserError(f"{folder.name} holds no weights", fix="make it anew")
-        for file in weights:
-            with file.open("rb") as stream:
-                if stream.read(4) != b"GGUF":
-                    raise UserError(f"{file.name} is no GGUF file", fix="export it again")
+    one_file = {file for file in weights if file.suffix == ".gguf"}
+    for file in one_file:
+        with file.open("rb") as stream:
+            if stream.read(4) != b"GGUF":
+                raise UserError(f"{file.name} is no GGUF file", fix="export it again")
+    if one_file == weights and one_file:
         return
-    stray = weights - set(open_checkpoint(folder).files)
+    stray = weights - one_file - set(open_checkpoint(folder).files)
     if stray:
         raise UserError(f"{min(stray).name} is not part of the model in {folder.name}", fix="move it out of the folder")
 

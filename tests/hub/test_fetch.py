@@ -216,7 +216,11 @@ def test_a_run_on_a_hub_id_says_where_it_came_from(
     report = read_report(tmp_path / "once")
     assert (report.model.source, report.model.revision) == ("org/tiny", commit)
     front = front_matter_of((tmp_path / "once" / "README.md").read_text())
-    assert (front["base_model"], front["license"], front["extra_gated_prompt"]) == ("org/tiny", "apache-2.0", "Be kind.")
+    assert (front["base_model"], front["license"], front["extra_gated_prompt"]) == (
+        "org/tiny",
+        "apache-2.0",
+        "Be kind.",
+    )
     second = command("quantize", tmp_path / "once", "--method", "rtn", *flags[4:], "-o", tmp_path / "twice")
     assert second.code == 0, second.err
     front = front_matter_of((tmp_path / "twice" / "README.md").read_text())

@@ -43,8 +43,8 @@ def push(
 ) -> None:
     """Upload a folder to the Hugging Face hub, or another that speaks its API, and compare what is there then.
 
-    The token comes from HF_TOKEN or `hf auth login`, never from the command line. An interrupted upload goes on when
-    the same command is given again.
+    The token comes from HF_TOKEN or `hf auth login`, never from the command line.
+    An interrupted upload goes on when the same command is given again.
 
     Example: compressor push pruned me/tiny-pruned --private
     """

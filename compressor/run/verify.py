@@ -213,19 +213,18 @@ def by_reader(request: dict[str, Any], logits: Tensor) -> dict[str, Any] | None:
     Returns:
         ``difference``, the largest of a logit, or ``problem``; None where there is no such file or no room.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.dynamic_module_utils import HF_MODULES_CACHE
+    from transformers import AutoModelForCausalLM, dynamic_module_utils
 
     if not request["whole"] or request["container"] != "compressor":
         return None
     forget()
+    modules = Path(request["target"]).parent / "modules"
+    dynamic_module_utils.HF_MODULES_CACHE = str(modules)  # the copy it runs: not into the user's cache
     dtype, device = getattr(torch, request["dtype"]), torch.device(request["device"])
     try:
         model = AutoModelForCausalLM.from_pretrained(request["folder"], dtype=dtype, trust_remote_code=True)
-        if not any(
-            Path(sys.modules[type(each).__module__].__file__ or "").is_relative_to(HF_MODULES_CACHE)
-            for each in model.modules()
-        ):
+        sources = {Path(sys.modules[type(each).__module__].__file__ or "") for each in model.modules()}
+        if not any(source.is_relative_to(modules) for source in sources):
             return {"problem": "transformers did not use the reader file"}
         ids = torch.tensor(request["ids"]).to(device)
         with torch.no_grad():

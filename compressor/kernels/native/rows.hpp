@@ -202,7 +202,7 @@ KERNEL void sparse_tile(const Matrix& w, long tile, const float* x, float* y) {
       at += 16;
       for (int i = 0; i < 16; i += 4) {
         alignas(64) float v[32];
-        __builtin_prefetch(at + kAhead);
+        ask(at);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           expand_eight<KIND == SPARSE_BF16>(at, masks[i + j], v + 8 * j);
@@ -235,8 +235,8 @@ KERNEL float dense_row(const uint8_t* row, const float* x, long n) {
   long k = 0;
   for (; k + 64 <= n; k += 64) {
     const uint8_t* const at = row + 2 * k;
-    __builtin_prefetch(at + kAhead);
-    __builtin_prefetch(at + kAhead + 64);
+    ask(at);
+    ask(at + 64);
     a += sixteen<BF16>(at) * load<F16>(x + k);
     b += sixteen<BF16>(at + 32) * load<F16>(x + k + 16);
     c += sixteen<BF16>(at + 64) * load<F16>(x + k + 32);
@@ -259,7 +259,7 @@ static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, co
   for (; k + 128 <= n; k += 128)
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      __builtin_prefetch(row + 2 * (k + 32 * i) + kAhead);
+      ask(row + 2 * (k + 32 * i));
       s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)_mm512_loadu_si512(row + 2 * (k + 32 * i)), (__m512bh)_mm512_loadu_si512(x + k + 32 * i));
     }
   for (; k < n; k += 32) {
@@ -287,7 +287,7 @@ static KBF __attribute__((noinline)) void sparse_tile_bf16(const Matrix& w, long
       at += 16;
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        __builtin_prefetch(at + kAhead);
+        ask(at);
         const __m512i in = _mm512_loadu_si512(at);
         // an expansion keeps its unit busy for five cycles: one of four is done by others meanwhile
         const __m512i v = i == 0 ? _mm512_maskz_permutexvar_epi16(m[i], ranks(masks), in) : _mm512_maskz_expand_epi16(m[i], in);
@@ -306,7 +306,7 @@ KERNEL uint32_t read_blocks(const uint8_t* data, long blocks) {
   I16 a{}, b{}, c{}, d{};
   for (long block = 0; block < blocks; ++block)
     for (int i = 0; i < kReadAtOnce; i += 256, data += 256) {
-      for (int line = 0; line < 256; line += 64) __builtin_prefetch(data + line + kAhead);
+      for (int line = 0; line < 256; line += 64) ask(data + line);
       a = a ^ load<I16>(data);
       b = b ^ load<I16>(data + 64);
       c = c ^ load<I16>(data + 128);

@@ -250,8 +250,8 @@ PyObject* pack_rows(PyObject*, PyObject* const* args, Py_ssize_t count) {
 // Reading a matrix is a long walk; with pages of 4 KB part of it is spent on finding them.
 PyObject* use_large_pages(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Arguments in(args, count);
-  const auto* const data = in.address<uint8_t>("data");
-  const long long bytes = in.number("bytes", 0, 1LL << 46);
+  [[maybe_unused]] const auto* const data = in.address<uint8_t>("data");
+  [[maybe_unused]] const long long bytes = in.number("bytes", 0, 1LL << 46);
   if (!in.good()) return nullptr;
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = 4096;

@@ -138,62 +138,53 @@ KFN B64 lookup(B64 table, B64 index) {
 KFN int8x16_t as_signed(uint8x16_t a) { return vreinterpretq_s8_u8(a); }
 KFN int8x16_t less_128(uint8x16_t a) { return vreinterpretq_s8_u8(veorq_u8(a, vdupq_n_u8(128))); }
 
-// Products of a plane's entries with inputs. Of two bits, every second entry stays where it is in its half byte, and has
-// a sum of its own, four times as large. A bit that is set becomes -1.
+// Products of a plane's entries with inputs. A bit that is set becomes -1.
 template <int W>
 struct Dot {
-  static constexpr int SUMS = W == 2 ? 2 : 1;
-  I16 sum[SUMS];
+  I16 sum;
   KIN void step(const uint8_t* block, const int8_t* x) {
     if constexpr (W == 1) {
       const int8x16_t x0 = vld1q_s8(x), x1 = vld1q_s8(x + 16);
 #pragma GCC unroll 4
       for (int q = 0; q < 4; ++q) {
         const uint8x16_t v = vld1q_u8(block + 16 * q);
-        int32x4_t s = sum[0].v[q];
-        s = vdotq_laneq_s32(s, as_signed(vtstq_u8(v, vdupq_n_u8(1))), x0, 0);
+        int32x4_t s = vdotq_laneq_s32(sum.v[q], as_signed(vtstq_u8(v, vdupq_n_u8(1))), x0, 0);
         s = vdotq_laneq_s32(s, as_signed(vtstq_u8(v, vdupq_n_u8(2))), x0, 1);
         s = vdotq_laneq_s32(s, as_signed(vtstq_u8(v, vdupq_n_u8(4))), x0, 2);
         s = vdotq_laneq_s32(s, as_signed(vtstq_u8(v, vdupq_n_u8(8))), x0, 3);
         s = vdotq_laneq_s32(s, as_signed(vtstq_u8(v, vdupq_n_u8(16))), x1, 0);
         s = vdotq_laneq_s32(s, as_signed(vtstq_u8(v, vdupq_n_u8(32))), x1, 1);
         s = vdotq_laneq_s32(s, as_signed(vtstq_u8(v, vdupq_n_u8(64))), x1, 2);
-        sum[0].v[q] = vdotq_laneq_s32(s, as_signed(vtstq_u8(v, vdupq_n_u8(128))), x1, 3);
+        sum.v[q] = vdotq_laneq_s32(s, as_signed(vtstq_u8(v, vdupq_n_u8(128))), x1, 3);
       }
     } else if constexpr (W == 2) {
       const int8x16_t in = vld1q_s8(x);
-      const uint8x16_t low = vdupq_n_u8(3), high = vdupq_n_u8(12);
+      const uint8x16_t low = vdupq_n_u8(3);
 #pragma GCC unroll 4
       for (int q = 0; q < 4; ++q) {
-        const uint8x16_t v = vld1q_u8(block + 16 * q), w = vshrq_n_u8(v, 4);
-        sum[0].v[q] = vdotq_laneq_s32(sum[0].v[q], as_signed(vandq_u8(v, low)), in, 0);
-        sum[1].v[q] = vdotq_laneq_s32(sum[1].v[q], as_signed(vandq_u8(v, high)), in, 1);
-        sum[0].v[q] = vdotq_laneq_s32(sum[0].v[q], as_signed(vandq_u8(w, low)), in, 2);
-        sum[1].v[q] = vdotq_laneq_s32(sum[1].v[q], as_signed(vandq_u8(w, high)), in, 3);
+        const uint8x16_t v = vld1q_u8(block + 16 * q);
+        int32x4_t s = vdotq_laneq_s32(sum.v[q], as_signed(vandq_u8(v, low)), in, 0);
+        s = vdotq_laneq_s32(s, as_signed(vandq_u8(vshrq_n_u8(v, 2), low)), in, 1);
+        s = vdotq_laneq_s32(s, as_signed(vandq_u8(vshrq_n_u8(v, 4), low)), in, 2);
+        sum.v[q] = vdotq_laneq_s32(s, as_signed(vshrq_n_u8(v, 6)), in, 3);
       }
     } else if constexpr (W == 4) {
       const int8x8_t in = vld1_s8(x);
 #pragma GCC unroll 4
       for (int q = 0; q < 4; ++q) {
         const uint8x16_t v = vld1q_u8(block + 16 * q);
-        sum[0].v[q] = vdotq_lane_s32(sum[0].v[q], as_signed(vandq_u8(v, vdupq_n_u8(15))), in, 0);
-        sum[0].v[q] = vdotq_lane_s32(sum[0].v[q], as_signed(vshrq_n_u8(v, 4)), in, 1);
+        sum.v[q] = vdotq_lane_s32(sum.v[q], as_signed(vandq_u8(v, vdupq_n_u8(15))), in, 0);
+        sum.v[q] = vdotq_lane_s32(sum.v[q], as_signed(vshrq_n_u8(v, 4)), in, 1);
       }
     } else {
       const int8x16_t in = vreinterpretq_s8_s32(vdupq_n_s32(load<int32_t>(x)));
 #pragma GCC unroll 4
-      for (int q = 0; q < 4; ++q) sum[0].v[q] = vdotq_s32(sum[0].v[q], less_128(vld1q_u8(block + 16 * q)), in);
+      for (int q = 0; q < 4; ++q) sum.v[q] = vdotq_s32(sum.v[q], less_128(vld1q_u8(block + 16 * q)), in);
     }
   }
   // `xsum`: of the inputs.
   KIN I16 total(int32_t xsum) const {
-    if (W == 1) return I16{} - sum[0];
-    if (W == 8) return sum[0] + 128 * xsum;
-    if (W == 4) return sum[0];
-    I16 all;
-#pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q) all.v[q] = vsraq_n_s32(sum[0].v[q], sum[SUMS - 1].v[q], 2);
-    return all;
+    return W == 1 ? I16{} - sum : W == 8 ? sum + 128 * xsum : sum;
   }
 };
 

@@ -10,6 +10,15 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#if defined(__aarch64__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define COMPRESSOR_ARM 1
+#include <arm_neon.h>
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
+#endif
+#endif
 
 #include <cmath>
 #include <cstdlib>
@@ -146,6 +155,24 @@ namespace avx512 {
 #include "kernels.hpp"
 }  // namespace avx512
 #undef COMPRESSOR_LEVEL
+#undef COMPRESSOR_TARGET
+#undef KIN
+#undef KFN
+#undef KERNEL
+#endif
+
+#if defined(COMPRESSOR_ARM)
+#define COMPRESSOR_LEVEL 3
+#define COMPRESSOR_TARGET "arch=armv8.2-a+dotprod"
+#define KIN inline __attribute__((always_inline, target(COMPRESSOR_TARGET)))
+#define KFN static KIN
+#define KERNEL static __attribute__((noinline, target(COMPRESSOR_TARGET)))
+namespace neon {
+#include "isa_neon.hpp"
+#include "kernels.hpp"
+}  // namespace neon
+#undef COMPRESSOR_LEVEL
+#undef COMPRESSOR_TARGET
 #undef KIN
 #undef KFN
 #undef KERNEL

@@ -64,6 +64,35 @@ KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8
   plain = load<I16>(plains);
   return codes;
 }
+#elif COMPRESSOR_LEVEL == 3
+// Of four registers: four sums over one each.
+KFN int32x4_t sums_of(const int32x4_t* v) { return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3])); }
+
+KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8_t* x, I16& product, I16& plain) {
+#pragma GCC unroll 4
+  for (int four = 0; four < 4; ++four) {
+    int32x4_t products[4], plains[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r, masks += 16) {
+      int32x4_t p = vdupq_n_s32(0), s = p;
+      for (int k = 0; k < 16; k += 2) {
+        const int before = __builtin_popcount(masks[k]);
+        const uint8x8_t first = vld1_u8(kExpansion.bytes[masks[k]]), second = vld1_u8(kExpansion.bytes[masks[k + 1]]);
+        const uint8x16_t index = vcombine_u8(first, vadd_u8(second, vdup_n_u8(static_cast<uint8_t>(before))));
+        const int8x16_t found = less_128(vqtbl1q_u8(vld1q_u8(codes), index));
+        const int8x16_t seen = vandq_s8(vld1q_s8(x + 8 * k), as_signed(vcltq_u8(index, vdupq_n_u8(128))));
+        p = vdotq_s32(p, found, seen);
+        s = vdotq_s32(s, vdupq_n_s8(1), seen);
+        codes += before + __builtin_popcount(masks[k + 1]);
+      }
+      products[r] = p;
+      plains[r] = s;
+    }
+    plain.v[four] = sums_of(plains);
+    product.v[four] = vaddq_s32(sums_of(products), vshlq_n_s32(plain.v[four], 7));
+  }
+  return codes;
+}
 #else
 KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8_t* x, I16& product, I16& plain) {
   int32_t products[16], plains[16];
@@ -162,7 +191,11 @@ KFN F16 sixteen(const uint8_t* from) {
 // Eight entries of a 16-bit type where `mask` has bits, zeros elsewhere.
 template <bool BF16>
 KFN void expand_eight(const uint8_t* from, int mask, float* to) {
-#if COMPRESSOR_LEVEL > 0
+#if COMPRESSOR_LEVEL == 3
+  const uint16x8_t found = vreinterpretq_u16_u8(vqtbl1q_u8(vld1q_u8(from), vld1q_u8(kExpansion.words[mask])));
+  vst1q_f32(to, BF16 ? lower_bf16(found) : lower_halves(found));
+  vst1q_f32(to + 4, BF16 ? upper_bf16(found) : upper_halves(found));
+#elif COMPRESSOR_LEVEL > 0
   const __m128i index = _mm_load_si128((const __m128i*)kExpansion.words[mask]);
   const __m128i found = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)from), index);
   _mm256_storeu_ps(to, BF16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(found), 16)) : _mm256_cvtph_ps(found));

@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
+from compressor.report.chain import chain_of
+from compressor.report.differences import Marked, marked
 from compressor.report.environment import environment
 from compressor.report.linear_page import linear_page
+from compressor.report.plot_chain import chain_plots
+from compressor.report.plot_heat import BITS, ERROR, SPARSITY, heat_map
 from compressor.report.plot_layers import layer_panels, linear_axis, log_axis
+from compressor.report.plot_treemap import treemap
 from compressor.report.plots import ledger_plot, perplexity_panels
 from compressor.report.schema import GROUPS, Expert, Layer, Report
+from compressor.report.schema_use import Sample
 from compressor.report.sentences import headline, kernels_told, leading_text, what_was_done
 
 TABLE_LIMIT = 1000
 WORST_SHOWN = 300
-UNIFORM = 0.005  # spread of sparsities below which the bars would show nothing
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,22 @@ def shown_experts(experts: list[Expert], limit: int = TABLE_LIMIT, fewest: int =
     return [experts[index] for index in sorted(chosen)]
 
 
+@dataclass(frozen=True)
+class Said:
+    """A sample with what differs marked; ``marks`` is None where the source was not asked."""
+
+    sample: Sample
+    marks: Marked | None
+
+
+def said(sample: Sample) -> Said:
+    """Mark the differences of a sample."""
+    return Said(sample, None if sample.dense is None else marked(sample.dense, sample.compressed))
+
+
 def render_html(report: Report) -> str:
     """The whole page as text."""
+    chain = chain_of(report)
     layers = report.layers
     errors = [layer.relative_error for layer in layers if layer.relative_error is not None]
     zeros = [layer.sparsity for layer in layers]
@@ -99,13 +118,17 @@ def render_html(report: Report) -> str:
                 "Sparsity",
                 "spa",
             ),
-            uniform=max(zeros, default=0.0) - min(zeros, default=0.0) < UNIFORM,
-            zeros=median(zeros) if zeros else 0.0,
             kinds=kinds(layers),
             shown=shown,
             left_out=len(layers) - len(shown),
             experts=shown_experts(report.experts),
             linear=linear_page(report.linearization),
             kernels=kernels_told(report),
+            treemap=treemap(report),
+            heat=[found for quantity in (ERROR, BITS, SPARSITY) if (found := heat_map(layers, quantity)) is not None],
+            chain=chain,
+            chain_plots=chain_plots(chain) if chain is not None and chain.texts else None,
+            samples=[said(sample) for sample in report.samples],
+            marked=marked,
         )
     )

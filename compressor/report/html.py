@@ -17,6 +17,7 @@ from compressor.report.plots import ledger_plot, perplexity_panels
 from compressor.report.schema import GROUPS, Expert, Layer, Report
 from compressor.report.schema_use import Sample
 from compressor.report.sentences import headline, kernels_told, leading_text, what_was_done
+from compressor.report.shades import bits_css
 
 TABLE_LIMIT = 1000
 WORST_SHOWN = 300
@@ -90,6 +91,11 @@ def said(sample: Sample) -> Said:
     return Said(sample, None if sample.dense is None else marked(sample.dense, sample.compressed))
 
 
+def corrected(value: float | None, chance: float | None) -> float | None:
+    """A share of right answers with guessing at 0; ``None`` where one of the two is not known."""
+    return None if value is None or chance is None or chance >= 1 else (value - chance) / (1 - chance)
+
+
 def render_html(report: Report) -> str:
     """The whole page as text."""
     chain = chain_of(report)
@@ -118,6 +124,7 @@ def render_html(report: Report) -> str:
                 "Sparsity",
                 "spa",
             ),
+            zeros=median(zeros) if zeros else 0.0,
             kinds=kinds(layers),
             shown=shown,
             left_out=len(layers) - len(shown),
@@ -130,5 +137,7 @@ def render_html(report: Report) -> str:
             chain_plots=chain_plots(chain) if chain is not None and chain.texts else None,
             samples=[said(sample) for sample in report.samples],
             marked=marked,
+            bits_css=bits_css,
+            corrected=corrected,
         )
     )

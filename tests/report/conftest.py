@@ -25,6 +25,19 @@ from compressor.report.schema import (
     Tool,
     Verification,
 )
+from compressor.report.schema_chain import EarlierRun, StageResult
+from compressor.report.schema_use import Exported, Runtime, Sample, TaskResult
+
+
+def _stage(label: str, number: int) -> StageResult:
+    return StageResult(
+        label=label,
+        matrices=6 + number,
+        bytes=700_000 + number,
+        bits_per_weight=8.0 + number,
+        sparsity=0.4 + number / 100,
+        relative_error=0.02 * number,
+    )
 
 
 def full_report(blocks: int = 3, *, linearized: bool = False) -> Report:
@@ -154,6 +167,88 @@ def full_report(blocks: int = 3, *, linearized: bool = False) -> Report:
             ),
             kernels_skipped="they were busy",
         ),
+        runtimes=[
+            Runtime(
+                name="stock transformers",
+                version="transformers 5.23",
+                form="dense",
+                command="AutoModelForCausalLM.from_pretrained(PATH)",
+                language="python",
+                check="largest difference of a logit on 64 tokens",
+                difference=1e-5,
+                allowed=1e-3,
+                passed=True,
+            )
+        ],
+        tasks=[
+            TaskResult(
+                task="arc_easy",
+                metric="acc_norm",
+                value=0.61,
+                stderr=0.013,
+                chance=0.25,
+                corrected=0.48,
+                base=0.66,
+                samples=200,
+                total=2376,
+                shots=3,
+                output_type="multiple_choice",
+                harness="0.4.13",
+                tokens_sha256="9999eeee",
+            )
+        ],
+        samples=[
+            Sample(
+                prompt="Once there was",
+                dense="a small house by the river.",
+                compressed="a small boat by the river.",
+            )
+        ],
+        samples_skipped="there was no time for more",
+        exported=Exported(form="gguf Q4_0", file_bytes=345_678, exact=False, notes=["lm_head is rounded to 8 bits"]),
+        stages=[_stage("sparsegpt 50 %", 1), _stage("rtn 4 bits", 2)],
+        history=[
+            EarlierRun(
+                source="toy-original",
+                label="42 linears by wanda",
+                stages=[_stage("wanda 30 %", 3)],
+                version="0.0.9",
+                command="compressor prune toy-original -o toy",
+                started="2026-01-01T00:00:00Z",
+                seconds=33.5,
+                source_bytes=2_400_000,
+                output_bytes=1_800_000,
+                bits_per_weight_linears=12.5,
+                bits_per_weight_model=13.5,
+                source_bits_per_weight=17.5,
+                sparsity=0.31,
+                evaluation=[
+                    Evaluation(
+                        name="tales",
+                        protocol={"seqlen": 128},
+                        text_sha256="dddd4444",
+                        tokens_sha256="eeee5555",
+                        windows=11,
+                        tokens=1397,
+                        in_domain=False,
+                        in_domain_reason="calibrated on recipes",
+                        rows=[
+                            EvaluationRow(who="dense", label="toy-original", perplexity=11.1, bits_per_byte=0.88),
+                            EvaluationRow(
+                                who="compressed",
+                                label="wanda 30 %",
+                                perplexity=12.4,
+                                bits_per_byte=0.92,
+                                kl=0.07,
+                                top1=0.9,
+                                nll_per_window_stderr=0.03,
+                            ),
+                        ],
+                    )
+                ],
+                baseline="Worse than rounding.",
+            )
+        ],
         timings=[Timing(what="solve", seconds=8.5)],
         memory=Memory(peak_rss_bytes=700_000_000, peak_device_bytes=300_000_000, predicted_bytes=650_000_000),
         versions={"torch": "2.13.0"},

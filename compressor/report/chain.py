@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compressor.report.comparable import comparable_key, token_hash
-from compressor.report.schema import Evaluation, EvaluationRow, Report, StageResult
+from compressor.report.schema import Evaluation, EvaluationRow, Report
 from compressor.report.schema_chain import EarlierRun
 from compressor.report.sentences import row_of, what_was_done
 
@@ -67,7 +67,7 @@ def summary_of(report: Report) -> EarlierRun:
     size = report.size
     return EarlierRun(
         source=report.model.source,
-        label=what_was_done(report),
+        label=" + ".join(stage.label for stage in report.stages) or what_was_done(report),
         stages=report.stages if len(report.stages) > 1 else [],
         version=report.tool.version,
         command=report.tool.command,
@@ -158,8 +158,3 @@ def _scores(keys: Sequence[str], run: EarlierRun | None, following: EarlierRun |
         else:
             scores.append(Score(again, again=run is not None) if again is not None else None)
     return scores
-
-
-def stages_told(stages: Sequence[StageResult]) -> str:
-    """``sparsegpt 50 %, then rtn 4 bits``."""
-    return ", then ".join(stage.label for stage in stages)

@@ -114,11 +114,11 @@ def treemap(report: Report) -> Treemap | None:
     shown = list(_leaves(nodes))
     rows = [part for node in nodes for part in (node, *node.parts)]
     words = f"{'; '.join(f'{told(node)} ({percent(node.bytes / total)})' for node in nodes)}."
-    drawn = [
+    broad, slim = (
         picture(width, height, "Bytes of the output as areas", words, _draw(nodes, width, height, tips), f"map{key}")
         for key, width, height, tips in (("b", 960.0, 400.0, True), ("s", 400.0, 460.0, False))
-    ]
-    return Treemap(*drawn, bits_legend([node.bits for node in shown]), rows)
+    )
+    return Treemap(broad, slim, bits_legend([node.bits for node in shown]), rows)
 
 
 def _leaves(nodes: Sequence[Node]) -> Iterator[Node]:

@@ -15,7 +15,7 @@ from compressor.report.schema_use import Sample
 from compressor.run.proof_models import greedy
 from compressor.run.session import Run
 
-PROMPT, TOKENS = 12, 32  # tokens of a prompt, and of what follows
+PROMPT, TOKENS = 12, 24  # tokens of a prompt, and of what follows
 LARGE = 2_000_000_000  # parameters from which on two models take minutes for a few sentences on a CPU
 
 

@@ -77,7 +77,7 @@ def render_html(report: Report) -> str:
             headline=headline(report),
             done=what_was_done(report),
             lead=leading_text(report.evaluation),
-            ledger=ledger_plot(report.size),
+            ledger=(ledger_plot(report.size), ledger_plot(report.size, 400.0)),
             groups=GROUPS,
             perplexities=perplexity_panels(report.evaluation),
             errors=layer_panels(layers, lambda layer: layer.relative_error, log_axis(errors), "Relative error", "err")

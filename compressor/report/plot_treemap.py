@@ -13,7 +13,7 @@ from compressor.report.plot_labels import HEIGHT, RISE, text_width
 from compressor.report.plots import bar, picture, text
 from compressor.report.schema import GROUPS, Group, Layer, Report
 from compressor.report.shades import NONE, Shade, bits_css, bits_legend
-from compressor.report.treemap import Rect, squarify
+from compressor.report.treemap import Rect, in_rows, squarify
 
 LINEARS: tuple[Group, ...] = ("compressed linears", "kept linears")
 CELLS = 420  # cells for blocks in all; with more, neighbouring blocks share a cell
@@ -141,7 +141,7 @@ def _draw(nodes: Sequence[Node], width: float, height: float, tips: bool) -> lis
                 continue
             room, heading = _headed(kind, place)
             body += heading
-            for part, small in zip(kind.parts, squarify([part.bytes for part in kind.parts], room), strict=True):
+            for part, small in zip(kind.parts, in_rows([part.bytes for part in kind.parts], room), strict=True):
                 body += _cell(part, small, tips)
     return body
 
@@ -149,7 +149,9 @@ def _draw(nodes: Sequence[Node], width: float, height: float, tips: bool) -> lis
 def _headed(node: Node, rect: Rect) -> tuple[Rect, list[str]]:
     """What is left of ``rect`` for the parts, and its frame with a heading where one fits."""
     frame = bar(rect.x, rect.y, rect.width, rect.height, "frame", told(node))
-    words = _fitting([f"{name}  {bytes_text(node.bytes)}" for name in node.short] + list(node.short), rect.width - 8)
+    long, short = node.short[:3], node.short[3:]
+    sized = [f"{name}  {bytes_text(node.bytes)}" for name in long]
+    words = _fitting([*sized, *long[-1:], *short], rect.width - 8)
     if not words or rect.height < 2.2 * HEAD:
         return rect.inset(1.0, 1.0), [frame]
     return rect.inset(HEAD, 1.5), [frame, text(rect.x + PAD, rect.y + 12.5, words, "heading")]

@@ -75,3 +75,27 @@ def _row(areas: Sequence[float], free: Rect, *, ends: bool) -> tuple[list[Rect],
     if upright:
         return row, Rect(free.x + thick, free.y, free.width - thick, free.height)
     return row, Rect(free.x, free.y + thick, free.width, free.height - thick)
+
+
+def in_rows(sizes: Sequence[float], into: Rect) -> list[Rect]:
+    """Fill a rectangle row by row in the order of ``sizes``, areas in proportion: for things that have an order.
+
+    As many rows as make the rectangles about square; each is as high as what stands in it needs.
+    """
+    total = sum(sizes)
+    if total <= 0 or into.area <= 0:
+        return [Rect(into.x, into.y, 0.0, 0.0)] * len(sizes)
+    count = len(sizes)
+    rows = min(count, max(1, round((count * into.height / into.width) ** 0.5)))
+    placed: list[Rect] = []
+    y = into.y
+    for row in range(rows):
+        members = sizes[row * count // rows : (row + 1) * count // rows]
+        height = into.height * sum(members) / total
+        x = into.x
+        for size in members:
+            width = into.width * size / sum(members) if sum(members) else 0.0
+            placed.append(Rect(x, y, width, height))
+            x += width
+        y += height
+    return placed

@@ -82,9 +82,9 @@ def test_every_header_cell_has_a_scope(make_report: Make) -> None:
     page = render_html(make_report())
     assert all('scope="' in cell for cell in re.findall(r"<th\b[^>]*>", page))
     pictures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    # ledger, one text, error and sparsity of two kinds as bars; a treemap and two maps of layers (error, sparsity; bits
+    # ledger in two widths, one text, error and sparsity of two kinds as bars; treemap, maps of layers (not of bits, which
     # are the same in all), and the chain, in two widths
-    assert len(pictures) == 6 + 2 + 4 + 2
+    assert len(pictures) == 7 + 2 + 4 + 2
     assert all(re.search(r"<title id=[^>]*>[^<]+</title><desc id=[^>]*>[^<]+</desc>", picture) for picture in pictures)
 
 

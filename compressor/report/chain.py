@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compressor.report.comparable import comparable_key, token_hash
+from compressor.report.numbers import NBSP, change, percent, significant
 from compressor.report.schema import Evaluation, EvaluationRow, Report
 from compressor.report.schema_chain import EarlierRun
-from compressor.report.sentences import row_of, what_was_done
+from compressor.report.sentences import ARROW, row_of, what_was_done
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,19 @@ class Chain:
     texts: list[Evaluation]
     told: list[str]
     links: list[Link]
+
+    @property
+    def summary(self) -> str:
+        """``Run 2 of a chain: 39.8 % of the bytes of toy, stories perplexity 2.28 -> 2.33 (+2.0 %)``."""
+        first, last = self.links[0], self.links[-1]
+        share = f"{percent(last.bytes / first.bytes)} of the bytes of {first.name}" if first.bytes else first.name
+        told = f"Run {last.number} of a chain; against the original: {share}"
+        for name, before, after in zip(self.told, first.scores, last.scores, strict=True):
+            if before is not None and after is not None:
+                start, end = before.row.perplexity, after.row.perplexity
+                figures = f"{significant(start, 3)}{NBSP}{ARROW}{NBSP}{significant(end, 3)}"
+                return f"{told}; {name} perplexity {figures} ({change(end, start)})"
+        return f"{told}; no text was measured on both"
 
     @property
     def alone(self) -> list[str]:

@@ -20,6 +20,7 @@ from compressor.report.side_by_side import (
     by_kind,
     cautions,
     figures,
+    group_names,
     quality,
     sample_rows,
     settings_that_differ,
@@ -33,6 +34,7 @@ NAMED = 5  # models of the frontier that a sentence lists
 class Section:
     """One text of the page: its plot in two widths (``None`` where no perplexity is finite) and its table."""
 
+    title: str
     group: Group
     points: list[Point]
     broad: Markup | None
@@ -97,7 +99,7 @@ def _write(path: Path, page: str, flag: str) -> None:
 
 def render_page(entries: Sequence[Entry], groups: Sequence[Group]) -> str:
     """The whole page as text."""
-    sections = [_section(group, entries, index) for index, group in enumerate(groups)]
+    sections = _sections(entries, groups)
     texts = list(dict.fromkeys(group.name for group in groups))
     return (
         environment()
@@ -110,12 +112,17 @@ def render_page(entries: Sequence[Entry], groups: Sequence[Group]) -> str:
     )
 
 
-def _section(group: Group, entries: Sequence[Entry], index: int) -> Section:
+def _sections(entries: Sequence[Entry], groups: Sequence[Group]) -> list[Section]:
+    titles = group_names(groups)
+    return [_section(group, entries, i, titles[i]) for i, group in enumerate(groups)]
+
+
+def _section(group: Group, entries: Sequence[Entry], index: int, title: str) -> Section:
     points = points_of(group, entries)
     broad, slim = (pareto_plot(points, group.name, size, f"pareto{index}{size.key}") for size in (BROAD, SLIM))
     here = {line.entry for line in group.lines}
     absent = [entry.label for entry in entries if entry.report and entry.report.evaluation and entry.label not in here]
-    return Section(group, points, broad, slim, summary(points), absent)
+    return Section(title, group, points, broad, slim, summary(points), absent)
 
 
 def summary(points: Sequence[Point]) -> str:
@@ -159,7 +166,7 @@ def render_side_by_side(entries: Sequence[Entry], groups: Sequence[Group]) -> st
             figures=figures(entries),
             quality=quality(entries, groups),
             tasks=tasks(entries),
-            sections=[_section(group, entries, index) for index, group in enumerate(groups)],
+            sections=_sections(entries, groups),
             kinds=by_kind(entries),
             settings=settings_that_differ(entries),
             samples=sample_rows(entries),

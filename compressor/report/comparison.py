@@ -16,6 +16,9 @@ from compressor.report.contents import ABOUT, read_contents
 from compressor.report.files import REPORT, read_report
 from compressor.report.schema import EvaluationRow, Report
 
+COUNTED = frozenset({"sha256", "tokens_in_text", "tokens_dropped"})
+"""Keys that follow from others: of two measurements that differ in these, it is said that the tokens are others."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -166,7 +169,7 @@ def _mark_differences(groups: Sequence[Group]) -> None:
             reasons = [
                 f"{key} {group.protocol.get(key)} / {other.protocol.get(key)}"
                 for key in keys
-                if key not in NOT_IDENTITY and group.protocol.get(key) != other.protocol.get(key)
+                if key not in (NOT_IDENTITY | COUNTED) and group.protocol.get(key) != other.protocol.get(key)
             ]
             if group.text_sha256 != other.text_sha256:
                 reasons.append("another text of this name")

@@ -82,10 +82,20 @@ def _kinds(layers: Sequence[Layer]) -> list[Node]:
         order = sorted(blocks)
         runs = [order[i : i + together] for i in range(0, len(order), together)]
         parts = tuple(_blocks(kind, run, [layer for block in run for layer in blocks[block]]) for run in runs)
-        path = kind.split(".")
-        short = tuple(dict.fromkeys([kind, ".".join(path[-2:]), path[-1], path[-1].removesuffix("_proj")]))
+        name = _shortest(kind, list(groups))
+        short = tuple(dict.fromkeys([name, name.removesuffix("_proj")]))
         nodes.append(Node(kind, short, *_sums([layer for found in blocks.values() for layer in found]), parts))
     return nodes
+
+
+def _shortest(kind: str, others: Sequence[str]) -> str:
+    """The end of a dotted path, as long as it must be to be told from the ends of the others."""
+    path = kind.split(".")
+    for parts in range(1, len(path)):
+        end = ".".join(path[-parts:])
+        if sum(other.endswith(f".{end}") for other in others) == 1:
+            return end
+    return kind
 
 
 def _blocks(kind: str, blocks: Sequence[int], layers: Sequence[Layer]) -> Node:
@@ -149,9 +159,8 @@ def _draw(nodes: Sequence[Node], width: float, height: float, tips: bool) -> lis
 def _headed(node: Node, rect: Rect) -> tuple[Rect, list[str]]:
     """What is left of ``rect`` for the parts, and its frame with a heading where one fits."""
     frame = bar(rect.x, rect.y, rect.width, rect.height, "frame", told(node))
-    long, short = node.short[:3], node.short[3:]
-    sized = [f"{name}  {bytes_text(node.bytes)}" for name in long]
-    words = _fitting([*sized, *long[-1:], *short], rect.width - 8)
+    name = node.short[0]
+    words = _fitting([f"{name}  {bytes_text(node.bytes)}", *node.short], rect.width - 2 * PAD)
     if not words or rect.height < 2.2 * HEAD:
         return rect.inset(1.0, 1.0), [frame]
     return rect.inset(HEAD, 1.5), [frame, text(rect.x + PAD, rect.y + 12.5, words, "heading")]

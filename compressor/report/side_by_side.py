@@ -11,9 +11,9 @@ from compressor.report.differences import Marked, marked
 from compressor.report.environment import plain
 from compressor.report.kinds import Kind, kinds
 from compressor.report.numbers import ABSENT, bytes_text, change, duration, percent, significant
-from compressor.report.schema import Report
+from compressor.report.schema import EvaluationRow, Report
 from compressor.report.schema_use import TaskResult
-from compressor.report.sentences import what_was_done
+from compressor.report.sentences import row_of, what_was_done
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def _row(name: str, values: Sequence[float | None], words: Any, *, note: str = "
 
 
 def figures(entries: Sequence[Entry]) -> list[Row]:
-    """What was made of what, bytes, bits, time: all but quality."""
+    """What was made of what, bytes, bits, time: all but quality. Only what comes from one model has a best."""
+    one = len({_original(entry.report) for entry in entries if entry.report}) <= 1
     reports = [entry.report for entry in entries]
 
     def each(value: Any) -> list[Any]:
@@ -63,16 +64,16 @@ def figures(entries: Sequence[Entry]) -> list[Row]:
         return Row(name, [Cell(ABSENT if found is None else found) for found in each(value)])
 
     first = entries[0].weight_bytes
-    sizes = _row("weight files", [entry.weight_bytes for entry in entries], bytes_text)
+    sizes = _row("weight files", [entry.weight_bytes for entry in entries], bytes_text, judged=one)
     more = [percent(entry.weight_bytes / first) if first else "" for entry in entries]
     told = [Cell(cell.words, f"{part} of the first", cell.best) for cell, part in zip(sizes.cells, more, strict=True)]
     rows = [
         words(lambda report: report.model.source, "made from"),
         words(what_was_done, "by"),
         Row(sizes.name, told),
-        _row("whole folder", [entry.disk_bytes for entry in entries], bytes_text),
-        _row("bits per weight, linears", [e.bits_linears for e in entries], lambda v: significant(v, 3)),
-        _row("bits per weight, model", [e.bits_model for e in entries], lambda v: significant(v, 3)),
+        _row("whole folder", [entry.disk_bytes for entry in entries], bytes_text, judged=one),
+        _row("bits per weight, linears", [e.bits_linears for e in entries], lambda v: significant(v, 3), judged=one),
+        _row("bits per weight, model", [e.bits_model for e in entries], lambda v: significant(v, 3), judged=one),
         words(_calibrated, "calibrated on"),
         words(_checked, "reloaded and reproduced"),
         words(lambda report: report.baseline.verdict if report.baseline else ABSENT, "plain rounding"),
@@ -96,35 +97,49 @@ def _checked(report: Report) -> str:
     return "not checked" if check is None else "yes" if check.passed else "NO"
 
 
-def quality(entries: Sequence[Entry], groups: Sequence[Group]) -> list[Row]:
-    """Perplexity, KL and agreement, a row for each text as it was measured: other windows are another row."""
-    rows = []
+def group_names(groups: Sequence[Group]) -> list[str]:
+    """Names of texts; where several were measured in different ways, with what tells them apart."""
     names = [group.name for group in groups]
-    for group in groups:
+    long = [_with_windows(group) if names.count(group.name) > 1 else group.name for group in groups]
+    return [
+        f"{name}, tokens {group.tokens_sha256[:8]}" if long.count(name) > 1 and group.tokens_sha256 else name
+        for name, group in zip(long, groups, strict=True)
+    ]
+
+
+def _with_windows(group: Group) -> str:
+    length, count = group.protocol.get("seqlen"), group.protocol.get("windows")
+    told = [f"{count} windows" if count else "", f"of {length} tokens" if length else ""]
+    return f"{group.name}, {' '.join(filter(None, told))}" if any(told) else group.name
+
+
+def quality(entries: Sequence[Entry], groups: Sequence[Group]) -> list[Row]:
+    """Perplexity, KL and agreement, rows for each text as it was measured: other windows are other rows."""
+    rows = []
+    for name, group in zip(group_names(groups), groups, strict=True):
         ours = {line.entry: line.row for line in group.lines if line.row.who == "compressed"}
-        dense = [line.row.perplexity for line in group.lines if line.row.who == "dense"]
-        own = {line.entry: line.row.perplexity for line in group.lines if line.row.who == "dense"}
         found = [ours.get(entry.label) for entry in entries]
-        note = "; ".join(group.doubts)
-        name = f"perplexity, {group.name}"
-        if names.count(group.name) > 1:
-            name += f" ({plain(group.protocol)})"
-        row = _row(name, [r.perplexity if r else None for r in found], significant, note=note)
-        cells = []
-        for entry, cell in zip(entries, row.cells, strict=True):
-            measured = ours.get(entry.label)
-            reference = own.get(entry.label, dense[0] if len(set(dense)) == 1 else None)
-            against = change(measured.perplexity, reference) if measured and reference is not None else ""
-            cells.append(Cell(cell.words, f"{against} to dense" if against else "", cell.best))
-        rows.append(Row(name, cells, note))
-        one = len(set(dense)) == 1
-        hint = "" if one else "against dense models of their own"
-        rows.append(
-            _row("KL", [r.kl if r else None for r in found], lambda v: significant(v, 3), note=hint, judged=one)
-        )
+        dense = [_dense_of(entry, row) for entry, row in zip(entries, found, strict=True)]
+        row = _row(f"perplexity, {name}", [r.perplexity if r else None for r in found], significant)
+        cells = [
+            Cell(cell.words, f"{change(r.perplexity, d)} to dense" if r and d is not None else "", cell.best)
+            for cell, r, d in zip(row.cells, found, dense, strict=True)
+        ]
+        rows.append(Row(row.name, cells, "; ".join(group.doubts)))
+        one = len({value for value in dense if value is not None}) <= 1
+        rows.append(_row("KL", [r.kl if r else None for r in found], lambda v: significant(v, 3), judged=one))
         agreed = [r.top1 if r else None for r in found]
         rows.append(_greatest(_row("same first choice as dense", agreed, percent, judged=False), agreed, judged=one))
     return rows
+
+
+def _dense_of(entry: Entry, row: EvaluationRow | None) -> float | None:
+    """The perplexity of the dense model in the measurement that ``row`` is of."""
+    for text in entry.report.evaluation if entry.report and row else []:
+        dense = row_of(text, "dense")
+        if dense is not None and any(each is row for each in text.rows):
+            return dense.perplexity
+    return None
 
 
 def _greatest(row: Row, values: Sequence[float | None], *, judged: bool) -> Row:

@@ -82,9 +82,9 @@ def test_every_header_cell_has_a_scope(make_report: Make) -> None:
     page = render_html(make_report())
     assert all('scope="' in cell for cell in re.findall(r"<th\b[^>]*>", page))
     pictures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    # ledger in two widths, one text, error and sparsity of two kinds as bars; treemap, maps of layers (not of bits, which
-    # are the same in all), and the chain, in two widths
-    assert len(pictures) == 7 + 2 + 4 + 2
+    # in two widths: ledger, treemap, maps of errors and sparsity (bits are the same in all), chain; once: one text, and
+    # error and sparsity of two kinds as bars
+    assert len(pictures) == 2 * 5 + 5
     assert all(re.search(r"<title id=[^>]*>[^<]+</title><desc id=[^>]*>[^<]+</desc>", picture) for picture in pictures)
 
 

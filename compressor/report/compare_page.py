@@ -180,11 +180,11 @@ def render_side_by_side(entries: Sequence[Entry], groups: Sequence[Group]) -> st
 
 def _maps(entries: Sequence[Entry], quantity: Quantity) -> Maps | None:
     """Maps of all runs with one scale for their shades; ``None`` where none has the value, or all have the same."""
-    layers = [layer for entry in entries if entry.report for layer in entry.report.layers]
-    values = [value for layer in layers if (value := quantity.value(layer)) is not None]
+    models = [entry.report.layers for entry in entries if entry.report]
+    values = [value for layers in models for layer in layers if (value := quantity.value(layer)) is not None]
     if not values or max(values) - min(values) < UNIFORM.get(quantity.key, 0.0):
         return None
-    scale = scale_of(layers, quantity)
+    scale = scale_of(models, quantity)
     maps = [
         (entry.label, heat_map(entry.report.layers, quantity, scale=scale, key=str(i)) if entry.report else None)
         for i, entry in enumerate(entries)

@@ -88,9 +88,11 @@ def cells(layers: Sequence[Layer], quantity: Quantity) -> dict[str, dict[int, li
     return found
 
 
-def scale_of(layers: Sequence[Layer], quantity: Quantity) -> Scale:
-    """The shades for all of these layers, by the median of each cell."""
-    middles = [median(values) for row in cells(layers, quantity).values() for values in row.values()]
+def scale_of(models: Sequence[Sequence[Layer]], quantity: Quantity) -> Scale:
+    """One scale for the maps of some models, each given by its layers: by the median of each cell."""
+    middles = [
+        median(values) for layers in models for row in cells(layers, quantity).values() for values in row.values()
+    ]
     return even_scale(middles, quantity.words, logarithmic=quantity.logarithmic)
 
 
@@ -110,7 +112,7 @@ def heat_map(
     low, high = min(values), max(values)
     if scale is None and high - low < UNIFORM.get(quantity.key, 0.0):
         return HeatMap(quantity, None, None, None, f"the same in every layer: {quantity.words(median(values))}", False)
-    scale = scale or scale_of(layers, quantity)
+    scale = scale or scale_of([layers], quantity)
     blocks = 1 + max(layer.block for layer in layers)
     words = f"median {quantity.words(median(values))}, from {quantity.words(low)} to {quantity.words(high)}"
     drawn, printed = [], False

@@ -102,8 +102,9 @@ class Browser:
         return base64.b64decode(answer["data"])
 
     def pdf(self) -> bytes:
-        """The page as it prints."""
-        return base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"])
+        """The page as it prints on A4, whatever the colours of the screen."""
+        self.show(800, "dark", "print")
+        return base64.b64decode(self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)["data"])
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
-import subprocess
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,7 +43,6 @@ def chromium() -> str | None:
 class Browser:
     """One page of one browser. ``events`` are those since :meth:`open`."""
 
-    process: subprocess.Popen[bytes]
     reading: int
     writing: int
     session: str = ""
@@ -113,16 +113,17 @@ def browsing(program: str) -> Iterator[Browser]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
-        command = ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", program, *FLAGS]
-        process = subprocess.Popen(
-            [*command, f"--user-data-dir={profile}"],
-            pass_fds=(theirs_in, theirs_out),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        browser = Browser(process, ours_in, ours_out)
+        high_in, high_out = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out))
+        actions = [  # the browser reads from 3 and writes to 4, and says nothing else
+            (os.POSIX_SPAWN_DUP2, high_in, 3),
+            (os.POSIX_SPAWN_DUP2, high_out, 4),
+            *((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)),
+        ]
+        command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        process = os.posix_spawnp(program, command, os.environ, file_actions=actions)
+        for end in (theirs_in, theirs_out, high_in, high_out):
+            os.close(end)
+        browser = Browser(ours_in, ours_out)
         try:
             target = browser.call("Target.createTarget", url="about:blank")["targetId"]
             browser.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -130,7 +131,7 @@ def browsing(program: str) -> Iterator[Browser]:
                 browser.call(f"{domain}.enable")
             yield browser
         finally:
-            process.terminate()
-            process.wait(timeout=20)
+            os.kill(process, signal.SIGTERM)
+            os.waitpid(process, 0)
             os.close(ours_in)
             os.close(ours_out)

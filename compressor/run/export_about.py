@@ -47,10 +47,10 @@ def write_about(folder: Path, source: Path, done: Exported, weights: Path, comma
             f"**{headline(report)}.** Measured on the folder this was made from; `report.json` has all of it.",
             "",
         ]
-    exactness = "Every value is the same as in" if done.exact else "Some values were rounded once more than in"
+    exactness = "Every value is the same as" if done.exact else "Some values were rounded once more than"
     lines += [
-        f"`{weights.name}`, {bytes_text(size)}, written by compressor {__version__}. {exactness} the folder it was made "
-        "from.",
+        f"`{weights.name}`, {bytes_text(size)}, written by compressor {__version__}. {exactness} in "
+        "the folder it was made from.",
         "",
         *(f"- {note}" for note in done.notes),
         *([""] if done.notes else []),

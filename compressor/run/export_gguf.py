@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from compressor.engine.checkpoint import open_checkpoint, resolve_model
@@ -220,8 +218,8 @@ def _plan(source: Source, kind: str) -> list[Entry]:
         raise UserError(
             f"{kind} has a trit a weight and one scale for 256 inputs, which {len(obstacles)} matrices are not, "
             f"such as {obstacles[0]}",
-            fix=f"{TERNARY} makes such a folder where rows are multiples of 256; --type auto takes for each matrix what "
-            "says it exactly",
+            fix=f"{TERNARY} makes such a folder where rows are multiples of 256; --type auto takes for each matrix "
+            "what says it exactly",
         )
     return entries
 
@@ -269,7 +267,7 @@ def _told(entries: list[Entry], vocabulary: Vocabulary, what: str) -> Iterator[s
 
 
 def _rounding(members: list[Entry]) -> str:
-    return f"rounded, by {percent(max(entry.loss for entry in members), 3)} at most (root mean square, of the matrix's)"
+    return f"rounded: root mean square error up to {percent(max(entry.loss for entry in members), 3)} of a matrix"
 
 
 def _notes(entries: list[Entry], skeleton: Skeleton, vocabulary: Vocabulary) -> Iterator[str]:

@@ -74,7 +74,8 @@ def _half(scale: Scales) -> Bytes:
         half = scale.astype("<f2")
     if not np.array_equal(half.astype(np.float32), scale):
         raise ValueError("a scale is no fp16 number")
-    return half[..., None].view(np.uint8)
+    found: Bytes = half[..., None].view(np.uint8)
+    return found
 
 
 def _joined(codes: Codes, pieces: list[Any]) -> Bytes:

@@ -1,4 +1,4 @@
-"""A tokenizer in GGUF, for the two kinds that llama.cpp computes: byte-level BPE and merges in the manner of SentencePiece.
+"""A tokenizer in GGUF, of the two kinds that llama.cpp computes: byte-level BPE, and SentencePiece by merges.
 
 llama.cpp does not read rules: it knows a list of ways to cut text into words (``tokenizer.ggml.pre``) by name. Ours are
 the ways whose rules stand in `CUTS`; any other tokenizer is refused rather than written under a name that nearly fits.
@@ -17,7 +17,10 @@ from compressor.errors import UserError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Token types of GGUF."""
 
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -189,8 +192,9 @@ def _space_in_front(content: dict[str, Any]) -> bool:
         return bool(cuts[0]["prepend_scheme"] != "never")
     replaces = [step for step in normal if step["type"] == "Replace"]
     prepends = [step for step in normal if step["type"] == "Prepend"]
-    spaces = [{"String": " "}, "▁"] == [replaces[0]["pattern"], replaces[0]["content"]] if len(replaces) == 1 else False
-    if cuts or not spaces or len(replaces) + len(prepends) != len(normal) or any(p["prepend"] != "▁" for p in prepends):
+    spaces = len(replaces) == 1 and replaces[0]["pattern"] == {"String": " "} and replaces[0]["content"] == "▁"
+    other = len(normal) - len(replaces) - len(prepends)
+    if cuts or other or not spaces or any(step["prepend"] != "▁" for step in prepends):
         raise _refused("it does more to its text than write spaces as low lines")
     return bool(prepends)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from compressor import __version__
@@ -17,7 +18,16 @@ from compressor.run.export import Exported
 LICENCES = ("LICENSE*", "NOTICE*")
 
 
-def write_about(folder: Path, source: Path, done: Exported, weights: Path, commands: str, *, tag: str) -> None:
+def write_about(
+    folder: Path,
+    source: Path,
+    done: Exported,
+    weights: Path,
+    commands: str,
+    *,
+    tag: str,
+    runtimes: Sequence[schema_use.Runtime] = (),
+) -> None:
     """Write ``README.md``, and ``report.json`` and licences where the source has them, into ``folder``.
 
     Args:
@@ -25,6 +35,7 @@ def write_about(folder: Path, source: Path, done: Exported, weights: Path, comma
         weights: the weight file, in ``folder``.
         commands: how to load it: a fenced block of Markdown, or several.
         tag: of the hub, for the form.
+        runtimes: what has read it.
     """
     size = weights.stat().st_size
     for pattern in LICENCES:
@@ -33,7 +44,7 @@ def write_about(folder: Path, source: Path, done: Exported, weights: Path, comma
     report = read_report(source) if (source / REPORT).is_file() else None
     if report is not None:
         exported = schema_use.Exported(form=done.form, file_bytes=size, exact=done.exact, notes=list(done.notes))
-        report = report.model_copy(update={"exported": exported, "runtimes": []})  # none has loaded this form yet
+        report = report.model_copy(update={"exported": exported, "runtimes": list(runtimes)})
         (folder / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     card = source / "README.md"
     inherited = front_matter_of(card.read_text(encoding="utf-8") if card.is_file() else None)

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from compressor.engine.output import building, check_disk, check_output
 from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.errors import UserError
 from compressor.report.numbers import bytes_text, percent
+from compressor.report.schema_use import Runtime
 from compressor.run.export import Exported
 from compressor.run.export_about import write_about
 from compressor.run.gguf_arch import architecture, rope_factors, row_order, tensor_names, write_hyperparameters
@@ -160,8 +162,9 @@ def export_gguf(
     with building(output) as folder:
         try:
             _write(folder / file, source, entries, vocabulary, checkpoint.folder.name, label)
-            _check(folder / file, source, entries)
-            write_about(folder, checkpoint.folder, done, folder / file, _commands(file, vocabulary), tag="gguf")
+            checked = _check(folder / file, source, entries, done.form)
+            commands = _commands(file, vocabulary)
+            write_about(folder, checkpoint.folder, done, folder / file, commands, tag="gguf", runtimes=[checked])
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, None)  # numpy's writer forgets the number
             reason = "the disk is full" if full else error.strerror
@@ -313,8 +316,11 @@ def _write(path: Path, source: Source, entries: list[Entry], vocabulary: Vocabul
         writer.close()
 
 
-def _check(path: Path, source: Source, entries: list[Entry]) -> None:
+def _check(path: Path, source: Source, entries: list[Entry], form: str) -> Runtime:
     """Read the file with the ``gguf`` package: every tensor has the values, or the error, that was said.
+
+    Returns:
+        What was checked, for the report.
 
     Raises:
         UserError: names a tensor that does not.
@@ -330,3 +336,14 @@ def _check(path: Path, source: Source, entries: list[Entry]) -> None:
         wanted = source.in_order(entry)
         if values.shape != wanted.shape or loss(values, wanted) > entry.loss * (1 + 1e-6):
             raise UserError(f"{path.name}: {entry.name} reads otherwise than it was written", fix="report this bug")
+    most = max(entry.loss for entry in entries)
+    return Runtime(
+        name="gguf",
+        version=version("gguf"),
+        form=form,
+        command=f'gguf.GGUFReader("PATH/{path.name}")',
+        check="root mean square error of every tensor, over that of the tensor; the largest",
+        difference=most,
+        allowed=most,
+        passed=True,
+    )

@@ -55,7 +55,8 @@ def _in_base_3(digits: NDArray[np.int8], count: int) -> Bytes:
     runs = digits.astype(np.uint32).reshape(*digits.shape[:2], count, -1)
     powers = np.array([81, 27, 9, 3, 1][:count], dtype=np.uint32)
     number = (runs * powers[:, None]).sum(axis=-2)
-    return ((number * 256 + 242) // 243).astype(np.uint8)
+    packed: Bytes = ((number * 256 + 242) // 243).astype(np.uint8)
+    return packed
 
 
 def _blocks(codes: Codes, size: int, low: int, high: int) -> Codes:

@@ -19,24 +19,21 @@ const longest = Math.max(64, ...windows.map((ids) => ids.length + 1));
 const context = await model.createContext({contextSize: longest, batchSize: longest});
 const sequence = context.getSequence();
 
-async function evaluate(ids, all) {
+async function evaluate(ids) {
     await sequence.clearHistory();
-    const items = ids.map((id, i) => [id, {generateNext: {
-        logits: all ? true : {filter: {tokens: i + 1 < ids.length ? [ids[i + 1]] : [], includeMax: true}},
-        totalLogitWeight: true,
-    }}]);
-    return (await sequence.controlledEvaluate(items)).map((result) => result.next);
+    const results = await sequence.controlledEvaluate(ids.map((id) => [id, {generateNext: {logits: true}}]));
+    return results.map(({next}) => Float64Array.from({length: next.logits.size}, (_, id) => next.logits.get(id)));
 }
 
 const losses = [], logits = [];
 for (const ids of windows) {
-    const found = await evaluate(ids, asked.logits);
+    const found = await evaluate(ids);
     losses.push(ids.slice(1).map((id, i) => {
-        const most = Math.max(...found[i].logits.values());
-        return most + Math.log(found[i].totalLogitWeight) - found[i].logits.get(id);
+        const most = found[i].reduce((one, other) => Math.max(one, other));
+        return most + Math.log(found[i].reduce((sum, value) => sum + Math.exp(value - most), 0)) - found[i][id];
     }));
     if (asked.logits)
-        logits.push(found.map((next) => Array.from({length: next.logits.size}, (_, id) => next.logits.get(id))));
+        logits.push(found.map((values) => Array.from(values)));
 }
 
 const generated = [];
@@ -51,7 +48,7 @@ if (asked.generate) {
 const version = JSON.parse(fs.readFileSync(path.join(home, "package.json"), "utf8")).version;
 fs.writeFileSync(asked.answer, JSON.stringify({
     version: `node-llama-cpp ${version}, llama.cpp ${llama.llamaCppRelease.release}`,
-    tokens: (asked.texts ?? []).map((text) => model.tokenize(text, false)),
+    tokens: (asked.texts ?? []).map((text) => model.tokenize(text, true)),
     adds_bos: model.tokens.shouldPrependBosToken,
     losses, logits, generated,
 }));

@@ -274,10 +274,12 @@ def _rounding(members: list[Entry]) -> str:
 
 
 def _notes(entries: list[Entry], skeleton: Skeleton, vocabulary: Vocabulary) -> Iterator[str]:
-    for kind in BITS:
-        members = [entry for entry in entries if entry.kind == kind and entry.loss]
-        if members:
-            yield f"{len(members)} matrices in {kind}: {_rounding(members)}"
+    lossy: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        if entry.loss:
+            lossy.setdefault((entry.group, entry.kind), []).append(entry)
+    for (group, kind), members in lossy.items():
+        yield f"{group}: {len(members)} in {kind}, {_rounding(members)}"
     yield from sorted({f"{entry.group}: {entry.why}, hence {entry.kind}" for entry in entries if entry.why})
     yield from (f"left out: the tensor {name}, which the model does not use" for name in skeleton.extra)
     if vocabulary.model == "no_vocab":

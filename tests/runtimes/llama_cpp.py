@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from conftest import absent
+from foreign import absent
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import need_package
+from foreign import need_package
 
 from compressor.run.gguf_blocks import PACK
 from compressor.run.gguf_types import BITS, CODES, Integers, decode, encode, exact_type, obstacle, rounded

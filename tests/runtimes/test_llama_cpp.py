@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import repacked
 import torch
-from conftest import need_package
+from foreign import need_package
 from llama_cpp import EMBEDDED, ask, heldout, model_folder, need_llama_cpp
 from test_gguf_export import integers, save_wide, trits
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -21,6 +21,15 @@ from compressor.errors import UserError
 from compressor.run.export_gguf import export_gguf
 from compressor.run.gguf_tokenizer import LLAMA3, QWEN2, TEKKEN
 
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "rope_theta": 10000.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 NASTY = (
     "  two spaces, a tab\tand\n\n\nlines \n of   all kinds   ",
     "naïve café, Straße, 東京都, Ωmega, 🙂🙃 and \u200bzero width",
@@ -126,15 +135,14 @@ def test_ternary_types_compute_our_model(kind: str, tmp_path: Path) -> None:
     ("family", "more"),
     [
         ("llama", {}),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "rope_theta": 10000.0, "low_freq_factor": 1.0,
-                                       "high_freq_factor": 4.0, "original_max_position_embeddings": 16}}),
+        ("llama", {"rope_parameters": LINEAR}),
+        ("llama", {"rope_parameters": LLAMA3_ROPE}),
         ("mistral", {"sliding_window": None}),
         ("qwen2", {"vocab_size": 1088}),  # for which transformers adds a token to any tokenizer
         ("qwen3", {}),
         ("qwen3", {"tie_word_embeddings": False}),
     ],
-)  # fmt: skip
+)
 def test_families(family: str, more: dict[str, Any], tmp_path: Path) -> None:
     """Logits of random models of every family and rotation."""
     folder = save_wide(tmp_path / "model", family, **more)

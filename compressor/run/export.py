@@ -32,10 +32,19 @@ from compressor.run.write import write_config
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: how many packed matrices were unpacked, and the bytes of all tensors."""
+    """What was written.
+
+    Attributes:
+        matrices: how many packed matrices were unpacked, or laid out anew.
+        tensor_bytes: of all tensors.
+        exact: whether every matrix has the same values as in the folder it was made from.
+        notes: what was rounded, left out, or stored otherwise than one might expect.
+    """
 
     matrices: int
     tensor_bytes: int
+    exact: bool = True
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

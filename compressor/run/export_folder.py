@@ -34,7 +34,12 @@ class Laid:
 
 
 def write_laid(
-    skeleton: Skeleton, output: Path, laid: Mapping[str, Laid], config: dict[str, Any], name: Callable[[str], str] = str
+    skeleton: Skeleton,
+    output: Path,
+    laid: Mapping[str, Laid],
+    config: dict[str, Any],
+    name: Callable[[str], str] = str,
+    made_for: str = "pt",
 ) -> int:
     """Write the folder, which appears under its name when it is complete. The coded matrices of a block are in memory.
 
@@ -43,6 +48,7 @@ def write_laid(
         laid: module path -> its layout; all other tensors of the model are written dense, in their own dtypes.
         config: the content of config.json.
         name: module tensor -> its name in the files, for the dense ones.
+        made_for: the library that the files say they are of.
 
     Returns:
         Bytes of all tensors.
@@ -61,9 +67,9 @@ def write_laid(
     check_disk(output, total + min(total, ONE_FILE))
     with building(output) as folder:
         for number, (shard, layout) in enumerate(zip(shards, layouts, strict=True), 1):
-            write_shard(folder, number, len(shards), layout, shard.read)
+            write_shard(folder, number, len(shards), layout, shard.read, made_for)
             shard.made.clear()
-        finish_shards(folder, len(shards))
+        finish_shards(folder, len(shards), made_for)
         copy_companions(skeleton.checkpoint.folder, folder)
         write_config(folder, config)
     return total

@@ -27,7 +27,7 @@ from compressor.run.write import write_config
 
 @dataclass(frozen=True)
 class Laid:
-    """One matrix in the layout of another program: names, dtypes and shapes beforehand, tensors when their turn comes."""
+    """One matrix in the layout of another program: its tensors' facts beforehand, themselves when their turn comes."""
 
     layout: Layout
     make: Callable[[], dict[str, Tensor]]

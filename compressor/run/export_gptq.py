@@ -1,8 +1,8 @@
 """Integers in the layout of GPTQ, for the runtimes that read no other.
 
-A linear layer with inputs n and outputs m has ``qweight`` int32 (n bits / 32, m), the codes from 0 to 2^bits - 1 of each
-column in a stream of bits, lowest first; ``scales`` fp16 (G, m); ``qzeros`` int32 (G, m bits / 32), a stream along the
-outputs; and ``g_idx`` int32 (n,), the group of every input. value = (code - zero) * scale.
+A linear layer with inputs n and outputs m has ``qweight`` int32 (n bits / 32, m), the codes from 0 to 2^bits - 1 of
+each column in a stream of bits, lowest first; ``scales`` fp16 (G, m); ``qzeros`` int32 (G, m bits / 32), a stream along
+the outputs; and ``g_idx`` int32 (n,), the group of every input. value = (code - zero) * scale.
 
 There are two versions, which differ in the zero points alone. The first (``checkpoint_format: gptq``) stores one less
 than they are, and so cannot say 0: it is written for symmetric grids, whose zero point is 2^(bits-1). Others are
@@ -51,8 +51,8 @@ def export_gptq(model: str, output: Path) -> Exported:
     skeleton = open_packed(model, "gptq")
     if skeleton.experts:
         raise UserError(f"{model} is a mixture of experts, which --format gptq does not write", fix="--format dense")
-    found = sort_matrices(skeleton, "gptq", partial(_obstacle, skeleton))
     inside = {linear.name for linear in skeleton.linears}
+    found = sort_matrices(skeleton, "gptq", partial(_obstacle, inside))
     grids = {name: grid for name, grid in found.integers.items() if name in inside}
     kind = _one_kind(skeleton, grids)
     laid = {name: _laid(skeleton, name, grid, kind) for name, grid in grids.items()}
@@ -82,8 +82,10 @@ def kind_of(grid: Grid) -> Kind:
     return grid.bits, -1 if grid.group == grid.shape[1] else grid.group, grid.symmetric
 
 
-def _obstacle(skeleton: Skeleton, module: str, grid: Grid) -> str | None:
+def _obstacle(inside: set[str], module: str, grid: Grid) -> str | None:
     (m, n), (bits, group, _) = grid.shape, kind_of(grid)
+    if module not in inside:  # it will be dense
+        return None
     if bits not in WIDTHS:
         return f"codes of {bits} bits, and GPTQ has 2, 3, 4 and 8"
     if group not in (-1, *GROUPS):
@@ -99,8 +101,10 @@ def _one_kind(skeleton: Skeleton, grids: dict[str, Grid]) -> Kind:
         kinds.setdefault(kind_of(grid), name)
     if len(kinds) > 1:
         words = "; ".join(f"{name} has {_words(kind)}" for kind, name in kinds.items())
-        raise UserError(f"gptq has one grid for all matrices of a folder: {words}",
-                        fix="quantize all with the same --bits and --group, or --format compressed-tensors")  # fmt: skip
+        raise UserError(
+            f"gptq has one grid for all matrices of a folder: {words}",
+            fix="quantize all with the same --bits and --group, or choose --format compressed-tensors",
+        )
     left = [linear.name for linear in skeleton.linears if linear.name not in grids]
     left = [name for name in left if not NOT_COMPRESSED.search(name)]
     if left or not kinds:

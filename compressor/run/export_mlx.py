@@ -2,7 +2,7 @@
 
 MLX has ``value = code * scale + bias`` with codes from 0 to 2^bits - 1, groups of 32, 64 or 128 consecutive inputs, and
 2, 3, 4, 5, 6 or 8 bits. ``weight`` uint32 (m, n bits / 32) holds a row's codes in a stream of bits, lowest first, as
-ours does; ``scales`` and ``biases`` (m, G) are of the dtype in which MLX computes. So ``bias = -zero * scale``, which is a
+ours does; ``scales`` and ``biases`` (m, G) are of the dtype in which MLX computes. ``bias = -zero * scale``, which is a
 power of two times the scale where grids are symmetric, and then exact in any dtype.
 
 The numbers are the same. What MLX makes of them in bf16 or fp16 is rounded on the way (after the product and after the
@@ -26,9 +26,7 @@ from compressor.hf.reader import source_config
 from compressor.run.export import Exported
 from compressor.run.export_folder import Laid, write_laid
 from compressor.run.integers import Grid, Sorted, open_packed, read_integers, sort_matrices, spread
-
-FAMILIES = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
-"""Model types of mlx-lm whose tensors have the names and shapes that transformers gives them."""
+from compressor.run.mlx_config import FAMILIES, ignored_window, mlx_config
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 GROUPS = (128, 64, 32)
@@ -59,14 +57,12 @@ def export_mlx(model: str, output: Path) -> Exported:
     places = {name: chosen for name, grid in found.integers.items() if (chosen := place(grid)) is not None}
     biases = _Rounding({})
     laid = {name: _laid(skeleton, name, grid, places[name], biases) for name, grid in found.integers.items()}
-    quantization = _quantization(places)
-    config = {
-        **source_config(skeleton.checkpoint.config),
-        "quantization": quantization,
-        "quantization_config": quantization,  # as mlx-lm writes it, for programs that look there
-    }
+    source = source_config(skeleton.checkpoint.config)
+    config = mlx_config(source, _quantization(places))
     total = write_laid(skeleton, output, laid, config, skeleton.source_name, made_for="mlx")
-    return Exported(len(laid), total, exact=not biases.steps, notes=_notes(found, places, biases))
+    return Exported(
+        len(laid), total, exact=not biases.steps, notes=_notes(found, places, biases, ignored_window(source))
+    )
 
 
 def place(grid: Grid) -> Place | None:
@@ -92,7 +88,10 @@ def _obstacle(module: str, grid: Grid) -> str | None:
 def _laid(skeleton: Skeleton, module: str, grid: Grid, chosen: Place, biases: _Rounding) -> Laid:
     (m, n), (bits, group) = grid.shape, chosen
     numbers = (grid.dtype, (m, n // group))
-    names = [skeleton.source_name(f"{module}.weight").removesuffix("weight") + part for part in ("weight", "scales", "biases")]
+    names = [
+        skeleton.source_name(f"{module}.weight").removesuffix("weight") + part
+        for part in ("weight", "scales", "biases")
+    ]
     layout = dict(zip(names, ((torch.uint32, (m, n * bits // 32)), numbers, numbers), strict=True))
     return Laid(layout, partial(_parts, skeleton, module, grid, chosen, names, biases))
 
@@ -117,12 +116,14 @@ def _quantization(places: dict[str, Place]) -> dict[str, Any]:
     """Return ``quantization`` of config.json: the most common layout, and the modules that differ from it."""
     bits, group = max(sorted(set(places.values())), key=list(places.values()).count)
     others = {
-        name: {"group_size": g, "bits": b, "mode": "affine"} for name, (b, g) in places.items() if (b, g) != (bits, group)
+        name: {"group_size": g, "bits": b, "mode": "affine"}
+        for name, (b, g) in places.items()
+        if (b, g) != (bits, group)
     }
     return {"group_size": group, "bits": bits, "mode": "affine", **others}
 
 
-def _notes(found: Sorted, places: dict[str, Place], biases: _Rounding) -> tuple[str, ...]:
+def _notes(found: Sorted, places: dict[str, Place], biases: _Rounding, window: int | None) -> tuple[str, ...]:
     wider = sum(places[name][0] > grid.bits for name, grid in found.integers.items())
     divided = sum(places[name][1] < grid.group for name, grid in found.integers.items())
     dtypes = sorted({str(grid.dtype).removeprefix("torch.") for grid in found.integers.values()})
@@ -130,6 +131,7 @@ def _notes(found: Sorted, places: dict[str, Place], biases: _Rounding) -> tuple[
         f"{wider} matrices take more bits a weight than they need, as MLX has no 7 bits" if wider else "",
         f"{divided} matrices have their groups divided into smaller ones with the same scale" if divided else "",
         f"{len(found.dense)} pruned matrices are stored dense" if found.dense else "",
+        f"mlx-lm attends beyond the window of {window} tokens that this model has" if window else "",
     ]
     if biases.steps:
         most = max(biases.steps.values())

@@ -1,7 +1,7 @@
-"""Packed matrices as plain integers: which of a folder's matrices are, and how they read in formats that know no others.
+"""Packed matrices as plain integers: which of a folder's matrices are, and how they read where there are no others.
 
-value = (code - zero) * scale, rounded once to the dtype of the matrix, as `compressor.formats.group_int` has it. Besides
-its own format these are such integers, value by value:
+value = (code - zero) * scale, rounded once to the dtype of the matrix, as `compressor.formats.group_int` has it.
+Besides its own format these are such integers, value by value:
 
 - one plane of trits: -1, 0 and 1 are codes of 2 bits, and a scale may be rounded before it is taken times a trit;
 - sparse integers: what was pruned has the code of zero.
@@ -27,7 +27,7 @@ from compressor.hf.compressed_tensors import QUANT_METHOD
 from compressor.hf.linearized import linear_layers
 
 PLAIN_ZEROS = ("bitmask", "nm", "dense")
-"""Formats of pruned matrices: where integers are wanted they are stored dense, which loses nothing but the bytes saved."""
+"""Formats of pruned matrices: where integers are wanted they are stored dense, which loses nothing but bytes."""
 
 NO_INTEGERS = {
     "trit-planes": "several planes of trits have several scales a group",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from compressor.engine.skeleton import Skeleton
+from compressor.engine.tensorfile import Layout
 from compressor.errors import UserError
 from compressor.formats.group_int import pack_rows
 from compressor.hf.reader import source_config
@@ -87,12 +88,15 @@ def _obstacle(module: str, grid: Grid) -> str | None:
 
 def _laid(skeleton: Skeleton, module: str, grid: Grid, chosen: Place, biases: _Rounding) -> Laid:
     (m, n), (bits, group) = grid.shape, chosen
-    numbers = (grid.dtype, (m, n // group))
+    facts: list[tuple[torch.dtype, tuple[int, ...]]] = [
+        (torch.uint32, (m, n * bits // 32)),
+        *2 * [(grid.dtype, (m, n // group))],
+    ]
     names = [
         skeleton.source_name(f"{module}.weight").removesuffix("weight") + part
         for part in ("weight", "scales", "biases")
     ]
-    layout = dict(zip(names, ((torch.uint32, (m, n * bits // 32)), numbers, numbers), strict=True))
+    layout: Layout = dict(zip(names, facts, strict=True))
     return Laid(layout, partial(_parts, skeleton, module, grid, chosen, names, biases))
 
 

@@ -103,7 +103,8 @@ def sort_matrices(skeleton: Skeleton, form: str, obstacle: Callable[[str, Grid],
             dense.append(module)
             continue
         grid, why = integer_grid(skeleton, module, spec)
-        if grid is not None and (why := obstacle(module, grid)) is None:
+        why = why if grid is None else obstacle(module, grid)
+        if grid is not None and why is None:
             integers[module] = grid
         else:
             refused.setdefault(str(why), []).append(module)
@@ -123,18 +124,18 @@ def _words(refused: Mapping[str, list[str]]) -> str:
     return "; ".join(reasons)
 
 
-def integer_grid(skeleton: Skeleton, module: str, spec: Spec) -> tuple[Grid | None, str]:
-    """Return the grid of a packed matrix and "", or None and why its values are no integers times a scale."""
+def integer_grid(skeleton: Skeleton, module: str, spec: Spec) -> tuple[Grid | None, str | None]:
+    """Return the grid of a packed matrix and None, or None and why its values are no integers times a scale."""
     m, n = spec["shape"]
     dtype = parse_dtype(spec["dtype"])
     if skeleton.is_transposed(f"{module}.weight"):
         return None, "a layer that is stored transposed"
     if spec["format"] == "group-int":
-        return Grid((m, n), spec["bits"], spec["group"], spec["symmetric"], dtype), ""
+        return Grid((m, n), spec["bits"], spec["group"], spec["symmetric"], dtype), None
     if spec["format"] == "trit-planes" and spec["planes"] == 1:
         if n % spec["group"]:
             return None, f"groups of {spec['group']} inputs do not divide {n}"
-        return Grid((m, n), 2, spec["group"], True, dtype), ""
+        return Grid((m, n), 2, spec["group"], True, dtype), None
     if spec["format"] == "sparse-int":
         low, high = _extremes(skeleton.checkpoint.read(tensor_name(module, "zero")))
         if high >= 2 ** spec["bits"] or low < 0:
@@ -142,7 +143,7 @@ def integer_grid(skeleton: Skeleton, module: str, spec: Spec) -> tuple[Grid | No
         scale = skeleton.checkpoint.read(tensor_name(module, "scale"))
         if not torch.equal(scale.to(dtype).float(), scale.float()):
             return None, f"scales in float16 that {str(dtype).removeprefix('torch.')} does not have"
-        return Grid((m, n), spec["bits"], n, False, dtype), ""
+        return Grid((m, n), spec["bits"], n, False, dtype), None
     return None, NO_INTEGERS.get(spec["format"], f"format {spec['format']}")
 
 

@@ -19,6 +19,7 @@ def print_tasks(results: Sequence[TaskResult], against: str | None) -> None:
     base = ("base",) if against is not None else ()
     table = new_table("", ("task", "metric"), ("score", "±", *base, "chance", "above it", "asked"))
     table.title = None
+    table.padding = (0, 1, 0, 0)
     for result in results:
         known = result.chance is not None
         add_row(
@@ -30,7 +31,7 @@ def print_tasks(results: Sequence[TaskResult], against: str | None) -> None:
             *(_score(result, each) for each in ([result.base] if against is not None else [])),
             percent(result.chance) if known else ABSENT,
             percent(result.corrected) if result.corrected is not None else ABSENT,
-            f"{result.samples:,}" + (f" of {result.total:,}" if result.total not in (None, result.samples) else ""),
+            f"{result.samples:,}" + (f"/{result.total:,}" if result.total not in (None, result.samples) else ""),
         )
     console.print(table)
     if any(result.chance is not None for result in results):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partialmethod
+from importlib import import_module
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -68,6 +71,18 @@ class Ticker:
     def reach(self, steps: int) -> None:
         """Move to a place."""
         self.bar.update(self.task, completed=steps)  # type: ignore[arg-type]
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Within, libraries draw no progress bars of their own; one that a library asks for on purpose is drawn."""
+    tqdm: Any = import_module("tqdm").tqdm
+    before = tqdm.__init__
+    tqdm.__init__ = partialmethod(before, disable=True)
+    try:
+        yield
+    finally:
+        tqdm.__init__ = before
 
 
 def quiet() -> Voice:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lm_eval.api.task
+import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from compressor.errors import UserError
-from compressor.run.progress import Ticker, Voice
+from compressor.run.progress import Ticker, Voice, without_bars
 from compressor.run.task_names import Asked, unknown_task
 from compressor.run.task_scores import Scores, scores_of
 
-FEWSHOT_SEED = 1234
-"""The harness's own: which examples stand before a question."""
+SEED = 1234
+"""The harness's own: which examples stand before a question, and of answers that are drawn."""
 
 REACHING = ("ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectTimeout", "MaxRetryError")
 """Exceptions of a hub that cannot be reached."""
@@ -34,7 +35,7 @@ def load_tasks(asked: Asked, shots: int | None, voice: Voice) -> dict[str, Any]:
     Raises:
         UserError: an unknown name, or a task whose questions cannot be had or that cannot be run here.
     """
-    with _quiet(voice):
+    with _aside(voice):
         found = _found(asked)
     for name, task in found.items():
         _check(name, task)
@@ -42,7 +43,7 @@ def load_tasks(asked: Asked, shots: int | None, voice: Voice) -> dict[str, Any]:
         if fixed == 0 and shots:
             voice.warn(f"task {name} is always asked without examples")
         task.set_config("num_fewshot", shots if shots is not None and fixed != 0 else fixed or 0)
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        task.set_fewshot_seed(seed=SEED)
     return found
 
 
@@ -166,7 +167,7 @@ def ask(
     Raises:
         UserError: an answer that is longer than the context.
     """
-    with _quiet(voice):
+    with _aside(voice):
         harness = _Model(model, tokenizer, batch, context, name)
         with voice.progress(_requests(tasks, limit)) as ticker:
             ticker.now(name)
@@ -192,21 +193,23 @@ def _requests(tasks: dict[str, Any], limit: int | None) -> int:
 
 
 @contextmanager
-def _quiet(voice: Voice) -> Iterator[None]:
-    """Within, what the harness logs is a detail, and its bars are not drawn."""
+def _aside(voice: Voice) -> Iterator[None]:
+    """Within, what the harness logs is a detail, its bars are not drawn, and its random numbers are its own."""
 
     class Details(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             voice.detail(f"lm-eval: {record.getMessage()}")
 
     logger, handler = logging.getLogger("lm_eval"), Details(logging.WARNING)
-    before, bars = logger.propagate, lm_eval.api.task.tqdm
+    before, state = logger.propagate, random.getstate()
     logger.addHandler(handler)
     logger.propagate = False
-    lm_eval.api.task.tqdm = lambda docs, **_: docs
     try:
-        yield
+        with without_bars(), torch.random.fork_rng():
+            random.seed(SEED)
+            torch.manual_seed(SEED)
+            yield
     finally:
         logger.removeHandler(handler)
         logger.propagate = before
-        lm_eval.api.task.tqdm = bars
+        random.setstate(state)

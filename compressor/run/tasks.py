@@ -53,11 +53,8 @@ def run_tasks(
     tokenizers = [found.tokenizer() for found in models]
     from importlib.metadata import version
 
-    from datasets.utils.logging import disable_progress_bar
-
     from compressor.run.task_harness import ask, load_tasks
 
-    disable_progress_bar()
     loaded = load_tasks(asked, shots, voice)
     answers: list[list[Scores]] = []
     for found, tokenizer in zip(models, tokenizers, strict=True):

@@ -12,6 +12,7 @@ from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.errors import UserError
 from compressor.run.inputs import load_tokenizer
 from compressor.run.plan import choose_device, choose_dtype, context_length
+from compressor.run.progress import without_bars
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,11 @@ class Found:
             UserError: unknown dtype or device.
         """
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
 
         place = choose_device(device)
         precision = choose_dtype(dtype, place, self.skeleton.linears[0].dtype)
-        logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=precision, trust_remote_code=self.trust)
+        with without_bars():
+            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=precision, trust_remote_code=self.trust)
         return model.to(place).eval()
 
 

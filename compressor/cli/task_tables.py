@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compressor.cli.tables import add_row, new_table, wide_console
+from compressor.cli.tables import add_row, new_table, say, wide_console
 from compressor.report.numbers import ABSENT, percent, significant
 from compressor.report.schema_use import TaskResult
 
@@ -18,8 +18,6 @@ def print_tasks(results: Sequence[TaskResult], against: str | None) -> None:
     console = wide_console()
     base = ("base",) if against is not None else ()
     table = new_table("", ("task", "metric"), ("score", "±", *base, "chance", "above it", "asked"))
-    table.title = None
-    table.padding = (0, 1, 0, 0)
     for result in results:
         known = result.chance is not None
         add_row(
@@ -35,10 +33,10 @@ def print_tasks(results: Sequence[TaskResult], against: str | None) -> None:
         )
     console.print(table)
     if any(result.chance is not None for result in results):
-        console.print("above it: (score - chance) / (1 - chance); ±: standard error", style="dim")
+        say(console, "above it: (score - chance) / (1 - chance); ±: standard error", "dim")
     for result in results:
         if result.verdict:
-            console.print(f"{result.task}, {result.metric}: {result.verdict}")
+            say(console, f"{result.task}, {result.metric}: {result.verdict}")
 
 
 def _score(result: TaskResult, value: float | None) -> str:

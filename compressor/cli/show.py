@@ -63,7 +63,10 @@ def print_plan(plan: Plan, model: str) -> None:
     for number, (stage, linears) in enumerate(zip(plan.recipe.stages, plan.targets, strict=True), 1):
         settings = stage.settings.model_dump(exclude_defaults=True)
         shown = ", ".join(f"{key}={value}" for key, value in settings.items())
-        say(console, Text.assemble((f"\nstage {number}: {stage.kind} {stage.name}", "bold"), f"  {shown}"))
+        say(
+            console,
+            Text.assemble((f"\nstage {number}: {stage.kind} {stage.name}", "bold"), f"  {shown}" if shown else ""),
+        )
         if isinstance(stage.settings, LinearizeSettings):
             say(console, linear_words(stage.settings, facts["blocks"], plan.longer))
             continue

@@ -62,7 +62,9 @@ class Sheet:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         rule = "─" if console.encoding.startswith("utf") else "-"
         if self.title:
-            yield Text(self.title, "bold")
+            for line in Text(self.title, "bold").wrap(console, options.max_width):
+                line.rstrip()
+                yield line
         layout = self._layout(options.max_width)
         if layout is None:
             yield from self._told(options.max_width)

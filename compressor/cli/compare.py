@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from compressor.cli.tables import add_row, json_text, new_table, printable, wide_console
+from compressor.cli.tables import Sheet, add_row, json_text, new_table, printable, say, wide_console
 from compressor.report.environment import plain
 from compressor.report.numbers import ABSENT, bytes_text, change, percent, significant
 
@@ -57,18 +56,18 @@ def compare(
     for group in groups:
         console.print(quality_table(group))
         for reason in group.differs:
-            console.print(printable(f"  ! not comparable with the other table of this text: {reason}"))
+            say(console, f"  ! not comparable with the other table of this text: {reason}")
         for doubt in group.doubts:
-            console.print(printable(f"  ! {doubt}"))
+            say(console, f"  ! {doubt}")
     for label, command in missing:
-        console.print(printable(f"  {label} was not measured; this measures it: {command}"))
+        say(console, f"  {label} was not measured; this measures it: {command}")
     if plot:
-        console.print(printable(f"Plotted in {plot}"))
+        say(console, f"Plotted in {plot}")
     if html:
-        console.print(printable(f"Side by side in {html}"))
+        say(console, f"Side by side in {html}")
 
 
-def size_table(entries: Sequence[Entry]) -> Table:
+def size_table(entries: Sequence[Entry]) -> Sheet:
     """Bytes on disk and bits per weight; the last column is relative to the first model."""
     table = new_table("Size", ("model",), ("weight files", "folder", "bits, linears", "bits, model", "of the first"))
     first = entries[0].weight_bytes
@@ -85,7 +84,7 @@ def size_table(entries: Sequence[Entry]) -> Table:
     return table
 
 
-def quality_table(group: Group) -> Table:
+def quality_table(group: Group) -> Sheet:
     """All measurements on one text by one protocol."""
     mark = " !" if group.differs else ""
     protocol = LONG_HASH.sub(r"\1...", plain(group.protocol))

@@ -20,7 +20,7 @@ from compressor.kernels.layers import ACTIVATIONS, exact_activations
 from compressor.kernels.native import VARIABLE, Native, rung_and_why, search
 from compressor.report.numbers import bytes_text
 
-BESIDE = ("tokenizers", "triton", "peft")
+BESIDE = ("tokenizers", "triton", "peft", "lm-eval", "gguf", "mlx")
 """Packages that are used where they are there, but not required."""
 
 LITTLE = 2 * 10**9

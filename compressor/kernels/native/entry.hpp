@@ -23,7 +23,7 @@ Machine look() {
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                  __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
                  __builtin_cpu_supports("avx512vbmi2");
-  found.bf16 = found.avx512 && __builtin_cpu_supports("avx512bf16");
+  found.bf16 = found.avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bitalg");
 #endif
   return found;
 }

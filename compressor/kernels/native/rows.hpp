@@ -251,7 +251,7 @@ KERNEL float dense_row(const uint8_t* row, const float* x, long n) {
 }
 
 #if COMPRESSOR_LEVEL == 2
-#define KBF __attribute__((target(COMPRESSOR_TARGET ",avx512bf16")))
+#define KBF __attribute__((target(COMPRESSOR_TARGET ",avx512bf16,avx512bitalg")))
 // The same of bf16 rows with inputs rounded to bf16, where the processor multiplies those.
 static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, const uint16_t* x, long n) {
   __m512 s[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
@@ -269,18 +269,28 @@ static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, co
   return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
 }
 
+// Which of 32 entries a place of theirs takes: how many marked places are before it.
+static KBF inline __attribute__((always_inline)) __m512i ranks(const uint8_t* mask) {
+  const __m512i low = _mm512_set1_epi16(load<int16_t>(mask)), high = _mm512_set1_epi16(load<int16_t>(mask + 2));
+  return _mm512_add_epi16(_mm512_popcnt_epi16(_mm512_and_si512(low, _mm512_load_si512(kBefore.low))),
+                          _mm512_popcnt_epi16(_mm512_and_si512(high, _mm512_load_si512(kBefore.high))));
+}
+
 static KBF __attribute__((noinline)) void sparse_tile_bf16(const Matrix& w, long tile, const uint16_t* x, float* y) {
   const uint8_t* at = w.data + w.starts()[tile];
   for (int r = 0; r < 16 && 16 * tile + r < w.m; ++r) {
     __m512 s[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     for (long k = 0; k < 128 * w.groups(); k += 128) {
+      const uint8_t* const masks = at;
       uint32_t m[4];
-      std::memcpy(m, at, 16);
+      std::memcpy(m, masks, 16);
       at += 16;
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         __builtin_prefetch(at + kAhead);
-        const __m512i v = _mm512_maskz_expand_epi16(m[i], _mm512_loadu_si512(at));
+        const __m512i in = _mm512_loadu_si512(at);
+        // an expansion keeps its unit busy for five cycles: one of four is done by others meanwhile
+        const __m512i v = i == 0 ? _mm512_maskz_permutexvar_epi16(m[i], ranks(masks), in) : _mm512_maskz_expand_epi16(m[i], in);
         at += 2 * __builtin_popcount(m[i]);
         s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + k + 32 * i));
       }

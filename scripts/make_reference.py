@@ -43,7 +43,7 @@ def filled(page: str) -> str:
     """
 
     def renew(place: re.Match[str]) -> str:
-        kind, *words = [word.strip() for word in place["words"].split("|")]
+        kind, *words = [word.strip() for word in place["words"].split(" | ")]
         return f"<!-- begin {place['words']} -->\n\n{KINDS[kind](*words).strip()}\n\n<!-- end -->"
 
     return PLACE.sub(renew, page)

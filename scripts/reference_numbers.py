@@ -34,7 +34,8 @@ def numbers(heading: str, head: str, rows: str, says: str = "") -> str:
             if not body:
                 raise ValueError(f"docs/benchmarks.md, {heading}: no row {rows!r}")
             link = f"[{heading}](../benchmarks.md#{slug(heading)})"
-            return "\n".join([f"{says or 'From'} {link}:", "", lines[at], lines[at + 1], *body])
+            quoted = [line.replace("**", "") for line in body]  # bold is the best of all rows, not of these
+            return "\n".join([f"{says or 'From'} {link}:", "", lines[at], lines[at + 1], *quoted])
     raise ValueError(f"docs/benchmarks.md, {heading}: no table that begins with {head!r}")
 
 

@@ -43,11 +43,23 @@ def signature(name: str, found: Any) -> str:
     made = inspect.signature(found, eval_str=False)
     words = []
     for parameter in made.parameters.values():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and "*" not in words and not dataclasses.is_dataclass(found):
+        if (
+            parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            and "*" not in words
+            and not dataclasses.is_dataclass(found)
+        ):
             words.append("*")
         kind = "" if parameter.annotation is inspect.Parameter.empty else f": {parameter.annotation}"
-        words.append(parameter.name + kind + ("" if parameter.default is inspect.Parameter.empty else f" = {parameter.default!r}"))
-    back = "" if inspect.isclass(found) or made.return_annotation is inspect.Signature.empty else f" -> {made.return_annotation}"
+        words.append(
+            parameter.name
+            + kind
+            + ("" if parameter.default is inspect.Parameter.empty else f" = {parameter.default!r}")
+        )
+    back = (
+        ""
+        if inspect.isclass(found) or made.return_annotation is inspect.Signature.empty
+        else f" -> {made.return_annotation}"
+    )
     line = f"{name}({', '.join(words)}){back}"
     return line if len(line) <= 100 else f"{name}(\n    " + ",\n    ".join(words) + f",\n){back}"
 

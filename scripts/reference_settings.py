@@ -1,4 +1,4 @@
-"""Tables of flags, settings, methods and ready recipes, and the JSON schema of recipes: all from the settings classes."""
+"""Tables of flags, settings, methods and recipes, and the JSON schema of recipes: all from the settings classes."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def differs(name: str, info: FieldInfo, base: type[BaseModel]) -> bool:
 def described(info: FieldInfo) -> list[str]:
     """What a field takes, its default, what it means."""
     default = info.default
-    shown = "–" if default in (None, (), "") or info.is_required() else f"`{said(default)}`"
+    shown = "" if default in (None, (), "") or info.is_required() else f"`{said(default)}`"
     return [plain(info.annotation) + limits(info), shown, sentence(info.description or "")]
 
 
@@ -180,7 +180,12 @@ def schema() -> dict[str, Any]:
             made["required"] = ["method"]
             variants.append(made)
         stages.append(
-            {"type": "object", "properties": {kind: {"oneOf": variants}}, "required": [kind], "additionalProperties": False}
+            {
+                "type": "object",
+                "properties": {kind: {"oneOf": variants}},
+                "required": [kind],
+                "additionalProperties": False,
+            }
         )
     whole = Recipe.model_json_schema()
     whole["properties"]["stages"] = {"type": "array", "minItems": 1, "items": {"oneOf": stages}}

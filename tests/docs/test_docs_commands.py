@@ -24,7 +24,15 @@ from compressor.run.recipe import make_recipe
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 LAUNCHERS = ("accelerate launch", "torchrun")
-NOT_OURS = ("pip install", "sh scripts/", "make ", "python -m benchmarks", "python benchmarks/", "python scripts/", "mkdocs")
+NOT_OURS = (
+    "pip install",
+    "sh scripts/",
+    "make ",
+    "python -m benchmarks",
+    "python benchmarks/",
+    "python scripts/",
+    "mkdocs",
+)
 SLOW = {"docs/verbs/linearize.md", "docs/linearize.md"}
 """Pages that train."""
 
@@ -39,7 +47,9 @@ def flags_of(verb: str) -> set[str]:
 
 VERBS = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 ANY_FLAG = {flag for verb in VERBS for flag in flags_of(verb)} | {"--help", "--debug", "--version"}
-FOREIGN = re.compile(r"\b(accelerate|torchrun|pip|pytest|scripts/|benchmarks|llama|vllm|mkdocs|convert|gguf|lm_eval)")
+FOREIGN = re.compile(
+    r"\b(accelerate|multi_gpu|fsdp|use_fsdp|torchrun|pip|pytest|scripts/|benchmarks|llama|vllm|mkdocs|convert|gguf|lm_eval)"
+)
 
 
 def test_there_are_blocks_of_each_kind() -> None:
@@ -82,6 +92,8 @@ def test_flags_in_sentences_exist(page: Path) -> None:
 
 def parse(words: list[str]) -> None:
     """Let the parser read a command; it refuses unknown verbs, flags and values."""
+    if words == ["--version"]:
+        return  # says it while it is parsed
     command = typer.main.get_command(app)
     context = command.make_context("compressor", [*words], resilient_parsing=False)
     name, chosen, rest = command.resolve_command(context, [*words])  # type: ignore[attr-defined]
@@ -95,11 +107,15 @@ def parse(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for page, name in zip(PAGES, NAMES, strict=True)],
+    [
+        pytest.param(page, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+        for page, name in zip(PAGES, NAMES, strict=True)
+    ],
 )
 def test_blocks_run(page: Path, command: Command, standing: Standing, page_folder: Callable[[], Path]) -> None:
     """From top to bottom in a folder of the page's own."""
     folder = page_folder()
+    names: dict[str, object] = {"__name__": "docs"}  # the Python of a page is one session
     for block in blocks_of(page):
         if block.reason is not None:
             continue
@@ -110,7 +126,7 @@ def test_blocks_run(page: Path, command: Command, standing: Standing, page_folde
                 run(words, line, folder, command, standing)
         elif block.kind == "python":
             standing.put(re.findall(r"[\w.-]+", block.body), folder, command)
-            exec(compile(block.body, block.page, "exec"), {"__name__": "docs"})
+            exec(compile(block.body, block.page, "exec"), names)
         elif block.kind == "yaml":
             make_recipe(yaml.safe_load(block.body))
 
@@ -130,7 +146,8 @@ def run(words: list[str], line: str, folder: Path, command: Command, standing: S
         (folder / output).symlink_to(done)
         return
     result = command(*cheap)
-    assert result.code == 0, f"{line}\n{result.err}"
+    allowed = (0, 1) if words[0] == "doctor" else (0,)  # 1: something is wrong with this machine
+    assert result.code in allowed, f"{line}\n{result.err}"
     standing.remember(cheap, output, folder)
     assert output is None or "--dry-run" in words or (folder / output).exists(), line
 

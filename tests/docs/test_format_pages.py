@@ -135,10 +135,10 @@ def scaled_binary() -> ScaledBinary:
     )
 
 
-def low_rank(*, coded: bool) -> LowRank:
+def low_rank(*, coded: bool, n: int = 9) -> LowRank:
     if coded:
-        return LowRank(group_int(4, zero=False, m=6, n=4), trit_planes(2, 4, 9))
-    return LowRank(Dense(normal(6, 4).half().float()), Dense(normal(4, 9, seed=1).half().float()))
+        return LowRank(group_int(4, zero=False, m=6, n=4), trit_planes(2, 4, n))
+    return LowRank(Dense(normal(6, 4).half().float()), Dense(normal(4, n, seed=1).half().float()))
 
 
 def made(code: Any) -> Sample:
@@ -170,8 +170,8 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "scaled-binary": lambda: made(scaled_binary()),
     "low-rank": lambda: made(low_rank(coded=False)),
     "low-rank coded": lambda: made(low_rank(coded=True)),
-    "sum": lambda: made(Sum(group_int(4, zero=False, m=6, n=9 - 1), LowRank(Dense(normal(6, 2).half().float()), Dense(normal(2, 8).half().float())))),
-}  # fmt: skip
+    "sum": lambda: made(Sum(group_int(4, zero=False, m=6, n=8), low_rank(coded=False, n=8))),
+}
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -1,4 +1,4 @@
-"""Write what the documentation takes from the code: ``python scripts/make_reference.py``; with ``--check`` only compare.
+"""Write what the documentation takes from the code: ``python scripts/make_reference.py``; ``--check`` only compares.
 
 A page of docs/ has places between ``<!-- begin KIND | ARGUMENT | ... -->`` and ``<!-- end -->``. KIND is a function of
 `KINDS`; what it returns is put in between. Beside them docs/reference/recipe.schema.json is written.

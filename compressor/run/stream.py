@@ -72,7 +72,7 @@ def foresee(
         revision: branch, tag or commit of a hub id.
 
     Returns:
-        The headers, and the plan: ``violations`` in words, ``specs`` of every matrix, ``output_bytes``, ``memory_bytes``.
+        The headers, and the plan: ``violations`` in words, ``specs`` of matrices, ``output_bytes``, ``memory_bytes``.
 
     Raises:
         UserError: anything wrong with the model folder, or with the recipe on this model.

@@ -25,8 +25,11 @@ SMALL = {
 }
 """Flag -> its value here, whatever a page says."""
 
-LINEAR = {"--tokens": "1024", "--long-tokens": "1024", "--long-seqlen": "256", "--seqlen": "128", "--nsamples": "16"}
+LINEAR = {"--tokens": "1024", "--seqlen": "160", "--nsamples": "16"}
 """The same for ``linearize``, whose windows have to be longer than those of its attention."""
+
+LONGER = {"--long-tokens": "1024", "--long-seqlen": "256"}
+"""Its third stage, where a page asks for one."""
 
 QUICK = {"--nsamples": "8", "--seqlen": "64", "--eval": "none", "--no-verify": None}
 """Added to whatever compresses, unless a page has the flag: few windows, nothing evaluated, no fresh process."""
@@ -112,12 +115,14 @@ def small(words: list[str], folder: Path) -> list[str]:
     verb, given = words[0], [MODEL if word == "MODEL" else word for word in words]
     if verb == "linearize":
         given = without(given, "--budget")
-    table = {**SMALL, **(LINEAR if verb == "linearize" else {})}
+    table = {**SMALL, **(LINEAR | LONGER if verb == "linearize" else {})}
     out: list[str] = []
     for at, word in enumerate(given):
         before = given[at - 1] if at else ""
         out.append(table.get(before, word) if not word.startswith("--") else word)
-    for flag, value in ADDED.get(verb, {}).items():
+    whole = {"transact", "--target-size", "--joint"} & set(out)  # what is settled for all matrices of a block together
+    added = {**ADDED.get(verb, {}), **({"--include": "v_proj"} if verb == "decompose" and not whole else {})}
+    for flag, value in added.items():
         if flag not in out:
             out += [flag] if value is None else [flag, value]
     if verb == "run":
@@ -142,7 +147,7 @@ def small_recipe(name: str, folder: Path) -> Path:
                 settings["tune_steps"] = 2
             if "budget" in settings:
                 settings |= {"tokens": 1024, "select_tokens": 256}
-                content["calibration"] |= {"nsamples": 16, "seqlen": 128}
+                content["calibration"] |= {"nsamples": 16, "seqlen": 160}
     file = folder / "small.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return file

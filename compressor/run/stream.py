@@ -67,6 +67,15 @@ def foresee(
 ) -> tuple[Checkpoint, Plan]:
     """Open a model's headers and plan a recipe on it. Reads no weights.
 
+    Args:
+        recipe: what would be done.
+        model: local folder, hub id, or ``embedded``.
+        trust_remote_code: run code that the model's folder brings along.
+        revision: branch, tag or commit of a hub id.
+
+    Returns:
+        The headers, and the plan: ``violations`` in words, ``specs`` of matrices, ``output_bytes``, ``memory_bytes``.
+
     Raises:
         UserError: anything wrong with the model folder, or with the recipe on this model.
     """

@@ -66,6 +66,7 @@ def full_report(blocks: int = 3, *, linearized: bool = False) -> Report:
         tool=Tool(version="0.1.0", command="compressor prune toy -o out", started="2026-01-02T03:04:05Z", seconds=12.5),
         model=Model(
             source="toy",
+            revision="4bd0c1a7",
             model_type="llama",
             architecture="LlamaForCausalLM",
             blocks=blocks,

@@ -19,6 +19,7 @@ from compressor.cli.explain import explain
 from compressor.cli.export import export
 from compressor.cli.generate import generate
 from compressor.cli.kernels import kernels
+from compressor.cli.push import push
 from compressor.cli.run import plan, run
 from compressor.cli.stages import decompose, linearize, prune, quantize
 from compressor.engine.imports import end_quickly
@@ -34,7 +35,7 @@ app = typer.Typer(
 
 for verb in (
     prune, quantize, decompose, linearize, run, plan, evaluate, compare, explain, generate, bench, adapter, export,
-    doctor,
+    push, doctor,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(kernels)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def compare(
     models: Annotated[
-        list[Path], typer.Argument(help="Model folders or report.json files, two or more.", metavar="MODEL...")
+        list[Path], typer.Argument(help="Model folders, hub ids or report.json files, two or more.", metavar="MODEL...")
     ],
     plot: Annotated[
         Path | None,

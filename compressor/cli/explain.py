@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compressor.cli.tables import Sheet, add_row, json_text, new_table, say, wide_console
+from compressor.engine.hub_names import shown_name
 from compressor.errors import UserError
 from compressor.report.names import fold_names
 from compressor.report.numbers import ABSENT, bytes_text, parameters_text, percent, share, significant
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 def explain(
     path: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="A model folder: ours, a plain one, or another quantizer's; or a .gguf file.", metavar="PATH"
+            help="Model folder (ours, a plain one, another quantizer's), a .gguf file, or a hub id, which is fetched.",
+            metavar="MODEL",
         ),
     ],
     scan: Annotated[bool, typer.Option("--scan", help="Read the dense matrices and count their zeros.")] = False,
@@ -33,7 +35,7 @@ def explain(
     from compressor.report.contents import read_contents
     from compressor.report.gguf_contents import gguf_in, read_gguf
 
-    file = gguf_in(path)
+    file = gguf_in(Path(path))
     if file is not None and scan:
         raise UserError("--scan reads model folders, not gguf files", fix="leave --scan out")
     contents = read_contents(path, scan=scan) if file is None else read_gguf(file)
@@ -60,8 +62,7 @@ def summary(contents: Contents) -> list[str]:
     tied = ", output head tied to the embedding" if config.get("tie_word_embeddings") else ""
     linears = contents.bits("compressed linears", "kept linears")
     return [
-        f"{contents.folder.name or contents.folder.resolve().name}: {architecture} ({kind}), "
-        f"stored as {contents.storage.method}{tied}",
+        f"{shown_name(contents.folder)}: {architecture} ({kind}), stored as {contents.storage.method}{tied}",
         f"{bytes_text(contents.weight_bytes)} of weight files for {parameters_text(contents.parameters)} parameters; "
         f"bits per weight: linears {significant(linears, 3)}, whole model {significant(contents.bits(), 3)}",
     ]
@@ -128,7 +129,7 @@ def explain_json(contents: Contents) -> dict[str, Any]:
     """Everything ``explain`` knows, unfolded."""
     config = contents.config
     return {
-        "name": contents.folder.name or contents.folder.resolve().name,
+        "name": shown_name(contents.folder),
         "model_type": config.get("model_type"),
         "base_model_type": config.get("base_model_type"),
         "architectures": config.get("architectures"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.engine.checkpoint import EMBEDDED, resolve_model
+from compressor.engine.hub_names import commit_of, parse_name
 from compressor.errors import UserError
 from compressor.report.comparable import NOT_IDENTITY, comparable_key, token_hash
 from compressor.report.contents import ABOUT, read_contents
@@ -62,20 +63,30 @@ class Group:
 
 
 def read_entries(paths: Sequence[Path]) -> list[Entry]:
-    """Read what stands at each path: a ``report.json``, or a model folder with or without one.
+    """Read what stands at each path: a ``report.json``, a model folder with or without one, or a hub id.
 
     Raises:
-        UserError: fewer than two paths, or one that is neither.
+        UserError: fewer than two paths, one that is none of these, or a hub that cannot be reached.
     """
     if len(paths) < 2:
         raise UserError("compare needs at least two models", fix="name another folder or report.json")
-    return [_entry(path.expanduser(), label) for path, label in zip(paths, _labels(paths), strict=True)]
+    found = [_found(path) for path in paths]
+    return [_entry(path, label) for path, label in zip(found, _labels(paths, found), strict=True)]
 
 
-def _labels(paths: Sequence[Path]) -> list[str]:
-    """Folder names; with their parents where two are equal; numbered where that does not help either."""
-    folders = [path.resolve().parent if path.suffix == ".json" else path.resolve() for path in paths]
-    short = [folder.name for folder in folders]
+def _found(path: Path) -> Path:
+    """The path itself, or the folder of a model that is fetched from the hub."""
+    here = path.expanduser()
+    fetched = not here.exists() and parse_name(str(path)) is not None
+    return resolve_model(str(path)) if fetched else here
+
+
+def _labels(paths: Sequence[Path], found: Sequence[Path]) -> list[str]:
+    """Folder names, or hub ids; with their parents where two are equal; numbered where that does not help either."""
+    folders = [path.resolve().parent if path.suffix == ".json" else path.resolve() for path in found]
+    short = [
+        str(path) if commit_of(folder) is not None else folder.name for path, folder in zip(paths, folders, strict=True)
+    ]
     counts = Counter(short)
     labels = [
         f"{folder.parent.name}/{name}" if counts[name] > 1 else name

@@ -39,13 +39,14 @@ GROUPS: tuple[Group, ...] = (
 
 class Tool(Part):
     version: str = Field(description="version of compressor that wrote this")
-    command: str = Field(description="the command line as typed, absolute home folders replaced by ~")
+    command: str = Field(description="the command line as typed, absolute paths cut to their last part")
     started: str = Field(description="start of the run, ISO 8601 in UTC")
     seconds: float = Field(description="wall-clock time of the whole run, seconds")
 
 
 class Model(Part):
     source: str = Field(description="hub id, or the name (not the path) of the source folder")
+    revision: str | None = Field(default=None, description="commit of a source from the hub; null for a folder")
     model_type: str = Field(description="model_type of the source's config.json")
     architecture: str = Field(description="first entry of the source's architectures")
     blocks: int = Field(description="number of decoder blocks")

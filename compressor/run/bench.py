@@ -13,6 +13,8 @@ from torch import Tensor
 
 import compressor
 from compressor.engine.checkpoint import EMBEDDED, open_checkpoint, resolve_model
+from compressor.engine.hub import find_cached
+from compressor.engine.hub_names import parse_name
 from compressor.engine.limits import available_memory, peak_device_memory, peak_memory
 from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.errors import UserError
@@ -188,21 +190,19 @@ def default_base(folder: Path) -> tuple[str | None, str]:
     A report names local folders without their path: they are looked for beside the folder, and here.
     """
     try:
-        source = read_report(folder).model.source
+        made_from = read_report(folder).model
     except UserError:
         return None, "no report says what it was made from; --base does"
+    source = made_from.source
     if source == EMBEDDED:
         return source, ""
     for place in (folder.parent / source, Path(source)):
         if (place / "config.json").is_file() and place.resolve() != folder:
             return str(place), ""
-    if source.count("/") == 1:
-        from huggingface_hub import snapshot_download
-
-        try:
-            return str(snapshot_download(source, local_files_only=True)), ""
-        except Exception:  # of many kinds
-            return None, f"{source}, from which it was made, was not downloaded yet; --base {source} does so"
+    if (model := parse_name(source, made_from.revision)) is not None:
+        if (cached := find_cached(model)) is not None:
+            return str(cached), ""
+        return None, f"{model}, from which it was made, was not downloaded yet; --base {model} does so"
     return None, f"{source}, from which it was made, is not beside it; --base says where it is"
 
 

@@ -276,7 +276,8 @@ def _finish(
     since = time.perf_counter()
     proof, missing = proved(run)
     run.timed("proving", since)
-    report = finish.make_report(run, {}, evaluation, verification, started, warnings + missing, layouts)
+    runtimes = verifier.runtimes if verifier is not None else []
+    report = finish.make_report(run, {}, evaluation, verification, started, warnings + missing, layouts, runtimes)
     report.linearization = linearization(run, layers, proof)
     report.tool.seconds = time.perf_counter() - began
     finish.write(report, run)

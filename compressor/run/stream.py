@@ -356,7 +356,8 @@ def _finish(run: Run, verifier: Verifier | None, started: str, began: float, war
     since = time.perf_counter()
     evaluation = finish.evaluate(run)
     run.timed("evaluating", since)
-    report = finish.make_report(run, specs, evaluation, verification, started, warnings)
+    runtimes = verifier.runtimes if verifier is not None else []
+    report = finish.make_report(run, specs, evaluation, verification, started, warnings, runtimes=runtimes)
     report.samples, report.samples_skipped = samples_of(asked, said, run.inputs.tokenizer)
     report.tool.seconds = time.perf_counter() - began
     finish.write(report, run)

@@ -25,10 +25,13 @@ from compressor.engine.limits import available_memory
 from compressor.errors import UserError
 from compressor.formats.parts import Spec, parse_dtype
 from compressor.formats.registry import format_of
+from compressor.hf.autoload import forget
 from compressor.kernels.native import using
 from compressor.report.schema import KernelCost, Verification
+from compressor.report.schema_use import Runtime
 from compressor.run.container import Container
 from compressor.run.kernel_cost import chosen_windows, kernel_cost
+from compressor.run.loaded import loaded
 from compressor.run.measure import Texts
 from compressor.run.plan import PROCESS_BYTES, Plan
 from compressor.run.recipe import Recipe
@@ -72,11 +75,16 @@ class Checked:
 
 
 class Verifier:
-    """Holds the waiting process."""
+    """Holds the waiting process.
+
+    Attributes:
+        runtimes: in which the folder was loaded, once it was checked.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
+        self.runtimes: list[Runtime] = []
         self.route = ROUTES[plan.container]
         command = [sys.executable, "-c", START]
         environment = {**os.environ, "TQDM_DISABLE": "1"}  # standard error is the user's
@@ -135,6 +143,14 @@ class Verifier:
             kernels = KernelCost(text=texts.texts[0].name, **facts) if "rung" in facts else None
             skipped = facts.get("skipped")
         spent = said["seconds"] + (kernels.seconds if kernels is not None else 0.0)
+        self.runtimes = loaded(
+            self.plan.container,
+            whole=whole,
+            tokens=ids.numel(),
+            difference=difference,
+            allowed=allowed,
+            reader=said["reader"],
+        )
         verification = Verification(
             passed=True,
             mode="whole model" if whole else "block by block",
@@ -207,6 +223,34 @@ def _cost(model: Any, ids: Tensor) -> dict[str, Any]:
         return {"skipped": f"{type(error).__name__}: {error}"}
 
 
+def by_reader(request: dict[str, Any], logits: Tensor) -> dict[str, Any] | None:
+    """Load the folder as someone without compressor does, by the reader file in it, and compare its logits.
+
+    Returns:
+        ``difference``, the largest of a logit, or ``problem``; None where there is no such file or no room.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.dynamic_module_utils import HF_MODULES_CACHE
+
+    if not request["whole"] or request["container"] != "compressor":
+        return None
+    forget()
+    dtype, device = getattr(torch, request["dtype"]), torch.device(request["device"])
+    try:
+        model = AutoModelForCausalLM.from_pretrained(request["folder"], dtype=dtype, trust_remote_code=True)
+        if not any(
+            Path(sys.modules[type(each).__module__].__file__ or "").is_relative_to(HF_MODULES_CACHE)
+            for each in model.modules()
+        ):
+            return {"problem": "transformers did not use the reader file"}
+        ids = torch.tensor(request["ids"]).to(device)
+        with torch.no_grad():
+            again = model.to(device).eval()(input_ids=ids, use_cache=False).logits.float().cpu()
+        return {"difference": float((again - logits).abs().max())}
+    except Exception as error:
+        return {"problem": f"{type(error).__name__}: {error}"}
+
+
 def serve() -> None:
     """Answer the one request on standard input."""
     end_quickly()
@@ -220,15 +264,17 @@ def serve() -> None:
     line = sys.stdin.readline()
     if not line.strip():
         return
-    request, problem, kernels, samples, seconds = json.loads(line), None, None, None, 0.0
+    request = json.loads(line)
+    answer: dict[str, Any] = dict.fromkeys(("problem", "kernels", "samples", "reader")) | {"seconds": 0.0}
     try:
         logits, model = recompute(request)
         torch.save(logits, request["target"])
         since = time.perf_counter()
-        samples = request["samples"] and continuations(model, request["samples"])
-        seconds = time.perf_counter() - since
-        kernels = request["measured"] and _cost(model, torch.tensor(request["measured"]))
+        answer["samples"] = request["samples"] and continuations(model, request["samples"])
+        answer["seconds"] = time.perf_counter() - since
+        answer["kernels"] = request["measured"] and _cost(model, torch.tensor(request["measured"]))
+        del model  # two of them need not fit
+        answer["reader"] = by_reader(request, logits)
     except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
-    answer = {"problem": problem, "kernels": kernels, "samples": samples, "seconds": seconds}
+        answer["problem"] = f"{type(error).__name__}: {error}"
     print(json.dumps(answer), flush=True)

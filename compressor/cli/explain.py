@@ -23,7 +23,7 @@ def explain(
     path: Annotated[
         str,
         typer.Argument(
-            help="A model folder: ours, a plain one, or another quantizer's; a hub id, which is fetched; a .gguf file.",
+            help="Model folder (ours, a plain one, another quantizer's), a .gguf file, or a hub id, which is fetched.",
             metavar="MODEL",
         ),
     ],
@@ -35,7 +35,7 @@ def explain(
     from compressor.report.contents import read_contents
     from compressor.report.gguf_contents import gguf_in, read_gguf
 
-    file = gguf_in(Path(path).expanduser())
+    file = gguf_in(Path(path))
     if file is not None and scan:
         raise UserError("--scan reads model folders, not gguf files", fix="leave --scan out")
     contents = read_contents(path, scan=scan) if file is None else read_gguf(file)

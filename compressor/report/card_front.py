@@ -41,7 +41,12 @@ def front_matter(report: Report, inherited: dict[str, Any]) -> dict[str, Any]:
     Args:
         inherited: that of the source's card. Without a licence there, none is named: we do not know it.
     """
-    front = lineage(report, inherited)
+    front: dict[str, Any] = {key: inherited[key] for key in INHERITED if key in inherited}
+    front |= {key: value for key, value in inherited.items() if str(key).startswith(GATING)}
+    if (base := base_model(report, inherited)) is not None:
+        front["base_model"] = base
+        if (kind := relation(report)) is not None:
+            front["base_model_relation"] = kind
     if used := datasets(report):
         front["datasets"] = used
     front["library_name"] = "transformers"
@@ -50,29 +55,13 @@ def front_matter(report: Report, inherited: dict[str, Any]) -> dict[str, Any]:
     return front
 
 
-def lineage(report: Report | None, inherited: dict[str, Any]) -> dict[str, Any]:
-    """Licence, languages and gating of the source, the base model and the relation to it.
-
-    Args:
-        report: None where the source has none.
-    """
-    front: dict[str, Any] = {key: inherited[key] for key in INHERITED if key in inherited}
-    front |= {key: value for key, value in inherited.items() if str(key).startswith(GATING)}
-    base = base_model(report, inherited)
-    if base is not None:
-        front["base_model"] = base
-    if base is not None and report is not None and (kind := relation(report)) is not None:
-        front["base_model_relation"] = kind
-    return front
-
-
-def base_model(report: Report | None, inherited: dict[str, Any]) -> Any:
+def base_model(report: Report, inherited: dict[str, Any]) -> Any:
     """The hub id of the model it was made from.
 
     Of a chain through local folders it is the model the chain began with, handed on from card to card. A folder that is
     not from the hub has none: its name says nothing there.
     """
-    if report is not None and HUB_ID.fullmatch(report.model.source):
+    if HUB_ID.fullmatch(report.model.source):
         return report.model.source
     return inherited.get("base_model") if OURS in _listed(inherited.get("tags")) else None
 

@@ -180,9 +180,9 @@ def make_report(
         evaluation=evaluation,
         baseline=baseline,
         verification=verification,
-        runtimes=list(runtimes),
         stages=stage_results(run),
         history=history,
+        runtimes=list(runtimes),
         timings=[Timing(what=what, seconds=seconds) for what, seconds in run.seconds.items()],
         memory=Memory(
             peak_rss_bytes=peak_memory(),

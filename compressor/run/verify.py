@@ -142,6 +142,7 @@ class Verifier:
         if texts is not None and (facts := said["kernels"]) is not None:
             kernels = KernelCost(text=texts.texts[0].name, **facts) if "rung" in facts else None
             skipped = facts.get("skipped")
+        spent = said["seconds"] + (kernels.seconds if kernels is not None else 0.0)
         self.runtimes = loaded(
             self.plan.container,
             whole=whole,
@@ -150,7 +151,6 @@ class Verifier:
             allowed=allowed,
             reader=said["reader"],
         )
-        spent = said["seconds"] + (kernels.seconds if kernels is not None else 0.0)
         verification = Verification(
             passed=True,
             mode="whole model" if whole else "block by block",
@@ -229,18 +229,19 @@ def by_reader(request: dict[str, Any], logits: Tensor) -> dict[str, Any] | None:
     Returns:
         ``difference``, the largest of a logit, or ``problem``; None where there is no such file or no room.
     """
-    from transformers import AutoModelForCausalLM, dynamic_module_utils
+    from transformers import AutoModelForCausalLM
+    from transformers.dynamic_module_utils import HF_MODULES_CACHE
 
     if not request["whole"] or request["container"] != "compressor":
         return None
     forget()
-    modules = Path(request["target"]).parent / "modules"
-    dynamic_module_utils.HF_MODULES_CACHE = str(modules)  # the copy it runs: not into the user's cache
     dtype, device = getattr(torch, request["dtype"]), torch.device(request["device"])
     try:
         model = AutoModelForCausalLM.from_pretrained(request["folder"], dtype=dtype, trust_remote_code=True)
-        sources = {Path(sys.modules[type(each).__module__].__file__ or "") for each in model.modules()}
-        if not any(source.is_relative_to(modules) for source in sources):
+        if not any(
+            Path(sys.modules[type(each).__module__].__file__ or "").is_relative_to(HF_MODULES_CACHE)
+            for each in model.modules()
+        ):
             return {"problem": "transformers did not use the reader file"}
         ids = torch.tensor(request["ids"]).to(device)
         with torch.no_grad():
@@ -263,17 +264,17 @@ def serve() -> None:
     line = sys.stdin.readline()
     if not line.strip():
         return
-    request, problem, kernels, samples, reader, seconds = json.loads(line), None, None, None, None, 0.0
+    request = json.loads(line)
+    answer: dict[str, Any] = dict.fromkeys(("problem", "kernels", "samples", "reader")) | {"seconds": 0.0}
     try:
         logits, model = recompute(request)
         torch.save(logits, request["target"])
         since = time.perf_counter()
-        samples = request["samples"] and continuations(model, request["samples"])
-        seconds = time.perf_counter() - since
-        kernels = request["measured"] and _cost(model, torch.tensor(request["measured"]))
+        answer["samples"] = request["samples"] and continuations(model, request["samples"])
+        answer["seconds"] = time.perf_counter() - since
+        answer["kernels"] = request["measured"] and _cost(model, torch.tensor(request["measured"]))
         del model  # two of them need not fit
-        reader = by_reader(request, logits)
+        answer["reader"] = by_reader(request, logits)
     except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
-    answer = {"problem": problem, "kernels": kernels, "samples": samples, "reader": reader, "seconds": seconds}
+        answer["problem"] = f"{type(error).__name__}: {error}"
     print(json.dumps(answer), flush=True)

@@ -56,7 +56,7 @@ FILES = {
 MADE = {
     "pruned": "prune embedded --sparsity 0.5 --nsamples 8 --seqlen 64 --eval-windows 2 --no-verify",
     "quantized": "quantize embedded --nsamples 8 --seqlen 64 --eval-windows 2 --no-verify",
-    "trits": "quantize embedded --method trit-planes --include q_proj --nsamples 8 --seqlen 64 --eval-windows 2 --no-verify",
+    "trits": "quantize embedded -m trit-planes --include q_proj --nsamples 8 --seqlen 64 --eval-windows 2 --no-verify",
     "corrected": "quantize embedded --correct 2 --nsamples 8 --seqlen 64 --eval none --no-verify",
     "decomposed": "decompose embedded --nsamples 8 --seqlen 64 --rounds 1 --eval none --no-verify",
     "plain": "prune embedded --save dense --nsamples 8 --seqlen 64 --eval none --no-verify",

@@ -170,13 +170,20 @@ def sentence(text: str) -> str:
 
 def schema() -> dict[str, Any]:
     """A JSON schema of recipes, for editors."""
-    stages = []
+    stages, common = [], {}
     for kind, classes in STAGES.items():
         variants = []
+        base = common_base(classes)
+        common[kind] = base.model_json_schema()
         for name, cls in classes.items():
             made = cls.model_json_schema()
             override = {"type": "object", "additionalProperties": {"type": "object"}}
-            made["properties"] = {"method": {"const": name}, **made["properties"], "overrides": override}
+            alike = {
+                field: {"$ref": f"#/$defs/{kind}/properties/{field}"}
+                for field, info in cls.model_fields.items()
+                if not differs(field, info, base)
+            }
+            made["properties"] = {"method": {"const": name}, **made["properties"], **alike, "overrides": override}
             made["required"] = ["method"]
             variants.append(made)
         stages.append(
@@ -189,7 +196,7 @@ def schema() -> dict[str, Any]:
         )
     whole = Recipe.model_json_schema()
     whole["properties"]["stages"] = {"type": "array", "minItems": 1, "items": {"oneOf": stages}}
-    whole["$defs"] = {name: held for name, held in whole["$defs"].items() if name.endswith("tionSettings")}
+    whole["$defs"] = {name: held for name, held in whole["$defs"].items() if name.endswith("tionSettings")} | common
     whole["required"] = ["stages"]
     return untitled({"$schema": "https://json-schema.org/draft/2020-12/schema", **whole})
 

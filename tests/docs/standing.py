@@ -56,7 +56,7 @@ FILES = {
 MADE = {
     "pruned": "prune embedded --sparsity 0.5 --nsamples 8 --seqlen 64 --eval-windows 2 --no-verify",
     "quantized": "quantize embedded --nsamples 8 --seqlen 64 --eval-windows 2 --no-verify",
-    "trits": "quantize embedded --method trit-planes --nsamples 8 --seqlen 64 --eval-windows 2 --no-verify",
+    "trits": "quantize embedded -m trit-planes --include q_proj --nsamples 8 --seqlen 64 --eval-windows 2 --no-verify",
     "corrected": "quantize embedded --correct 2 --nsamples 8 --seqlen 64 --eval none --no-verify",
     "decomposed": "decompose embedded --nsamples 8 --seqlen 64 --rounds 1 --eval none --no-verify",
     "plain": "prune embedded --save dense --nsamples 8 --seqlen 64 --eval none --no-verify",
@@ -122,6 +122,8 @@ def small(words: list[str], folder: Path) -> list[str]:
         out.append(table.get(before, word) if not word.startswith("--") else word)
     whole = {"transact", "--target-size", "--joint"} & set(out)  # what is settled for all matrices of a block together
     added = {**ADDED.get(verb, {}), **({"--include": "v_proj"} if verb == "decompose" and not whole else {})}
+    if "flexround" in out:
+        added["--tune-steps"] = "2"  # learns without being asked to
     for flag, value in added.items():
         if flag not in out:
             out += [flag] if value is None else [flag, value]

@@ -68,6 +68,7 @@ KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8
 // Of four registers: four sums over one each.
 KFN int32x4_t sums_of(const int32x4_t* v) { return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3])); }
 
+// Codes less 128, since products are of signed bytes; inputs that are not marked are zeros.
 KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8_t* x, I16& product, I16& plain) {
 #pragma GCC unroll 4
   for (int four = 0; four < 4; ++four) {

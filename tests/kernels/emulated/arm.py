@@ -75,13 +75,12 @@ class Module:
 
     Attributes:
         levels, bf16: as in `Native`.
-        sources: as in the extension.
     """
 
     def __init__(self, cpu: str) -> None:
         command = python(cpu, str(HERE / "driver.py"), str(kernels_for_arm()))
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
-        self.levels, self.bf16, self.sources = self._answer()
+        self.levels, self.bf16 = self._answer()
 
     def close(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -137,16 +136,8 @@ class Module:
     def pack_rows(self, *a: Any) -> None:
         kind, m, n = a[:3]
         tiles, wide = -(-m // 16), 2 if kind in (Kind.SPARSE_BF16, Kind.SPARSE_FP16) else 1
-        sizes = {
-            4: m * n,
-            5: wide * m * n,
-            6: m * n,
-            7: tiles * -(-n // 128) * 64,
-            8: tiles * 128,
-            9: 8 * (tiles + 1),
-            10: a[11],
-        }
-        self._call("pack_rows", a, sizes, (9, 10))
+        entries = {4: m * n, 5: wide * m * n, 6: m * n, 7: tiles * -(-n // 128) * 64, 8: tiles * 128}
+        self._call("pack_rows", a, entries | {9: 8 * (tiles + 1), 10: a[11]}, (9, 10))
 
     def read_memory(self, *a: Any) -> int:
         found: int = self._call("read_memory", a, {0: a[1]})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import arm
 import pytest
@@ -31,7 +31,7 @@ def without() -> Iterator[Native]:
 
 
 @pytest.fixture
-def use() -> Iterator[object]:
+def use() -> Iterator[Callable[[Native], Native]]:
     """Let what is found be these kernels, until the test ends."""
     with pytest.MonkeyPatch.context() as patch:
 
@@ -46,5 +46,5 @@ def use() -> Iterator[object]:
 
 
 @pytest.fixture
-def kernels(use: object, with_dot_products: Native) -> Native:
-    return use(with_dot_products)  # type: ignore[operator, no-any-return]
+def kernels(use: Callable[[Native], Native], with_dot_products: Native) -> Native:
+    return use(with_dot_products)

@@ -74,7 +74,7 @@ def answer(module: Any, entry: str, arguments: list[Any], blocks: dict[int, tupl
 def main() -> None:
     native = load(Path(sys.argv[1]))
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    pickle.dump((native.levels, native.bf16, native.module.sources), answers)
+    pickle.dump((native.levels, native.bf16), answers)
     answers.flush()
     while True:
         try:

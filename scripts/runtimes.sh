@@ -20,5 +20,7 @@ fi
 if [ "${1:-}" = test ]; then
     shift
     export COMPRESSOR_TEST_RUNTIMES=1 COMPRESSOR_LLAMA_CPP="$PWD/.venv/llama/node_modules" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
-    .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" tests/runtimes "$@"
+    pages=tests/docs/test_docs_commands.py::test_blocks_run
+    .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" tests/runtimes \
+        "$pages[docs/exports/gguf.md]" "$pages[docs/tasks.md]" "$@"
 fi

@@ -48,6 +48,7 @@ ADDED: dict[str, dict[str, str | None]] = {
 MODEL = "embedded"
 FILES = {
     "my.txt": "Once upon a time there was a fox. It went into the wood, and there it met a hare.\n" * 200,
+    "questions.jsonl": '{"query": "Question: What is 1 + 1?", "choices": ["2", "7"], "gold": 0}\n' * 4,
     "my.jsonl": '{"text": "Once upon a time there was a fox, and it met a hare in the wood."}\n' * 400,
     "other.jsonl": '{"text": "The old tower stood by the sea, and nobody had lived in it for years."}\n' * 400,
 }

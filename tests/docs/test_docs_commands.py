@@ -16,6 +16,7 @@ import typer
 import yaml
 from command_line import Command
 from doc_blocks import IN_LINE, MARK, PAGES, ROOT, Block, blocks_of, typed, words_of
+from foreign import need_package
 from standing import Standing, output_of, small
 
 from compressor.cli.app import app
@@ -32,9 +33,13 @@ NOT_OURS = (
     "python benchmarks/",
     "python scripts/",
     "mkdocs",
+    "npx ",
 )
 SLOW = {"docs/verbs/linearize.md", "docs/linearize.md"}
 """Pages that train."""
+
+NEEDED = {"docs/exports/gguf.md": "gguf", "docs/tasks.md": "lm_eval"}
+"""Page -> the optional package that its commands need; CI runs these pages where everything is installed."""
 
 
 def flags_of(verb: str) -> set[str]:
@@ -114,6 +119,8 @@ def parse(words: list[str]) -> None:
 )
 def test_blocks_run(page: Path, command: Command, standing: Standing, page_folder: Callable[[], Path]) -> None:
     """From top to bottom in a folder of the page's own."""
+    if name := NEEDED.get(str(page.relative_to(ROOT))):
+        need_package(name)
     folder = page_folder()
     names: dict[str, object] = {"__name__": "docs"}  # the Python of a page is one session
     for block in blocks_of(page):

@@ -52,7 +52,7 @@ def write_about(
     if report is not None and HUB_NAME.fullmatch(report.model.source):
         front["base_model"] = report.model.source
     front |= {"pipeline_tag": "text-generation", "tags": ["compressor", tag]}
-    lines = [f"# {source.name}, {done.form}", ""]
+    lines = [f"# {weights.stem}, {done.form}", ""]
     if report is not None:
         lines += [
             f"**{headline(report)}.** Measured on the folder this was made from; `report.json` has all of it.",

@@ -182,8 +182,8 @@ def _commands(file: str, vocabulary: Vocabulary) -> str:
     return f"""With llama.cpp:
 
 ```sh
-llama-cli -m {file} -p "Once upon a time" -n 64 -no-cnv
 llama-server -m {file}
+npx node-llama-cpp complete --text "Once upon a time" --model {file}
 ```
 
 With transformers, which unpacks it (`pip install gguf`):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -18,6 +19,7 @@ from compressor.cli.explain import explain
 from compressor.cli.export import export
 from compressor.cli.generate import generate
 from compressor.cli.kernels import kernels
+from compressor.cli.push import push
 from compressor.cli.run import plan, run
 from compressor.cli.stages import decompose, linearize, prune, quantize
 from compressor.engine.imports import end_quickly
@@ -33,7 +35,7 @@ app = typer.Typer(
 
 for verb in (
     prune, quantize, decompose, linearize, run, plan, evaluate, compare, explain, generate, bench, adapter, export,
-    doctor,
+    push, doctor,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(kernels)
@@ -58,6 +60,9 @@ def root(
 def main() -> None:
     """Run the command line; a mistake of the user ends in one line and exit code 2."""
     end_quickly()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an arrow that the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="replace")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in sys.argv
     words = [word for word in sys.argv[1:] if word != "--debug"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,11 @@ from compressor.run.progress import Voice
 from compressor.run.settings import CalibrationSettings, EvaluationSettings, OutputSettings
 
 Model = Annotated[
-    str, typer.Argument(help="Model folder, hub id, or 'embedded' (the tiny model that comes along).", metavar="MODEL")
+    str,
+    typer.Argument(
+        help="Model folder, hub id (org/name, org/name@revision), or 'embedded' (the tiny model that comes along).",
+        metavar="MODEL",
+    ),
 ]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
@@ -28,7 +33,13 @@ Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or
 
 # settings field -> flag, section by section
 CALIBRATION_FLAGS = {"sources": "calibration", "nsamples": "nsamples", "seqlen": "seqlen", "seed": "seed"}
-EVALUATION_FLAGS = {"texts": "eval", "windows": "eval-windows", "seqlen": "eval-seqlen", "baseline": "baseline"}
+EVALUATION_FLAGS = {
+    "texts": "eval",
+    "windows": "eval-windows",
+    "seqlen": "eval-seqlen",
+    "baseline": "baseline",
+    "samples": "samples",
+}
 OUTPUT_FLAGS = {"save": "save", "dtype": "dtype", "device": "device", "verify": "verify"}
 SECTIONS: tuple[tuple[str, Any, dict[str, str], str], ...] = (
     ("calibration", CalibrationSettings, CALIBRATION_FLAGS, "Calibration"),
@@ -65,10 +76,14 @@ def make_voice(verbose: int, quiet: bool) -> Voice:
 
 
 def typed_command() -> str:
-    """The command line as typed, home folders shortened."""
-    from pathlib import Path
+    """The command line as typed, but with absolute paths cut to their last part: a report is made to be shown."""
+    return shlex.join(["compressor", *(_unplaced(word) for word in sys.argv[1:])])
 
-    return shlex.join(["compressor", *sys.argv[1:]]).replace(str(Path.home()) + "/", "~/")
+
+def _unplaced(word: str) -> str:
+    flag, sign, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    path = Path(value)
+    return f"{flag}{sign}{path.name}" if path.is_absolute() and path.name else word
 
 
 def print_json(value: Any) -> None:

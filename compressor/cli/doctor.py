@@ -9,9 +9,9 @@ from compressor.cli.tables import printable
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show versions, devices, the kernels for packed models and disk space; exit code 1 where something is wrong.
+    """Show versions, devices, kernels for packed models, disk space and the hub; exit code 1 where something is wrong.
 
-    Stays off the network.
+    Asks the hub one question, and waits 3 seconds for the answer; HF_HUB_OFFLINE=1 keeps it off the network.
     """
     from compressor.run.doctor import examine
 

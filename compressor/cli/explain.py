@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from compressor.cli.tables import add_row, json_text, new_table, printable, wide_console
+from compressor.cli.tables import Sheet, add_row, json_text, new_table, say, wide_console
+from compressor.engine.hub_names import shown_name
 from compressor.errors import UserError
 from compressor.report.names import fold_names
 from compressor.report.numbers import ABSENT, bytes_text, parameters_text, percent, share, significant
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 def explain(
     path: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="A model folder: ours, a plain one, or another quantizer's; or a .gguf file.", metavar="PATH"
+            help="Model folder (ours, a plain one, another quantizer's), a .gguf file, or a hub id, which is fetched.",
+            metavar="MODEL",
         ),
     ],
     scan: Annotated[bool, typer.Option("--scan", help="Read the dense matrices and count their zeros.")] = False,
@@ -34,7 +35,7 @@ def explain(
     from compressor.report.contents import read_contents
     from compressor.report.gguf_contents import gguf_in, read_gguf
 
-    file = gguf_in(path)
+    file = gguf_in(Path(path))
     if file is not None and scan:
         raise UserError("--scan reads model folders, not gguf files", fix="leave --scan out")
     contents = read_contents(path, scan=scan) if file is None else read_gguf(file)
@@ -43,13 +44,13 @@ def explain(
         return
     console = wide_console()
     for line in summary(contents):
-        console.print(printable(line))
+        say(console, line)
     console.print(tensor_table(contents.items, fold=not every))
     console.print(ledger_table(contents.ledger()))
     for sentence in contents.storage.loads:
-        console.print(printable(f"  loads: {sentence}"))
+        say(console, f"  loads: {sentence}")
     for sentence in contents.storage.refuses:
-        console.print(printable(f"  does not load: {sentence}"))
+        say(console, f"  does not load: {sentence}")
 
 
 def summary(contents: Contents) -> list[str]:
@@ -61,14 +62,13 @@ def summary(contents: Contents) -> list[str]:
     tied = ", output head tied to the embedding" if config.get("tie_word_embeddings") else ""
     linears = contents.bits("compressed linears", "kept linears")
     return [
-        f"{contents.folder.name or contents.folder.resolve().name}: {architecture} ({kind}), "
-        f"stored as {contents.storage.method}{tied}",
+        f"{shown_name(contents.folder)}: {architecture} ({kind}), stored as {contents.storage.method}{tied}",
         f"{bytes_text(contents.weight_bytes)} of weight files for {parameters_text(contents.parameters)} parameters; "
         f"bits per weight: linears {significant(linears, 3)}, whole model {significant(contents.bits(), 3)}",
     ]
 
 
-def tensor_table(items: Sequence[Item], *, fold: bool) -> Table:
+def tensor_table(items: Sequence[Item], *, fold: bool) -> Sheet:
     """One line for each item, or for all that differ in the numbers of their names only."""
     table = new_table("Tensors", ("name", "format"), ("count", "shape", "sparsity", "bits per weight", "bytes"))
     for name, members in folded(items) if fold else [(item.name, [item]) for item in items]:
@@ -106,7 +106,7 @@ def _span(values: Sequence[float | None], show: Any) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def ledger_table(rows: Sequence[LedgerRow]) -> Table:
+def ledger_table(rows: Sequence[LedgerRow]) -> Sheet:
     """The size ledger."""
     table = new_table("Where the bytes are", ("what", "format"), ("tensors", "parameters", "bytes", "bits", "share"))
     for row in rows:
@@ -129,7 +129,7 @@ def explain_json(contents: Contents) -> dict[str, Any]:
     """Everything ``explain`` knows, unfolded."""
     config = contents.config
     return {
-        "name": contents.folder.name or contents.folder.resolve().name,
+        "name": shown_name(contents.folder),
         "model_type": config.get("model_type"),
         "base_model_type": config.get("base_model_type"),
         "architectures": config.get("architectures"),

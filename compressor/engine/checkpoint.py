@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.engine.hub import fetch
+from compressor.engine.hub_names import parse_name
 from compressor.engine.tensorfile import TensorEntry, read_header, read_tensor
 from compressor.errors import UserError
 
@@ -23,39 +25,48 @@ STANDARD = "model.safetensors"
 def resolve_model(name: str, *, revision: str | None = None) -> Path:
     """Find the folder of ``name``: a local folder, the embedded model, or a hub id (downloaded or from the cache).
 
-    Raises:
-        UserError: there is no such folder, or the hub has no such model or cannot be reached.
-    """
-    if name == EMBEDDED:
-        return Path(__file__).resolve().parent.parent / "embedded"
-    folder = Path(name).expanduser()
-    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        if not folder.exists():
-            raise UserError(f"no model at {name!r}", fix="give a local folder, a hub id like 'org/name', or 'embedded'")
-        if not folder.is_dir():
-            raise UserError(f"{name!r} is a file, not a model folder", fix="give the folder that holds config.json")
-        return folder.resolve()
-    from huggingface_hub import snapshot_download
+    Args:
+        name: a hub id may end in ``@`` and a branch, tag or commit.
+        revision: the same, given apart.
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.md", "*.jinja", "*.py"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:
-        raise UserError(
-            f"{name!r} is no local folder, and could not be fetched from the hub ({type(error).__name__})",
-            fix="check the name, the network and HF_TOKEN, or give a local folder",
-        ) from error
+    Raises:
+        UserError: there is no such folder, or a revision of it is asked for, or the hub has no such model or cannot be
+            reached (see :mod:`compressor.engine.hub`).
+    """
+    folder = Path(name).expanduser()
+    if name == EMBEDDED:
+        folder = Path(__file__).resolve().parent.parent / "embedded"
+    elif not folder.exists():
+        if (model := parse_name(name, revision)) is None:
+            raise UserError(
+                f"no model at {name!r}",
+                fix="give a local folder, a hub id like 'org/name' or 'org/name@revision', or 'embedded'",
+            )
+        return fetch(model)
+    if revision is not None:
+        raise UserError(f"{name} is a local folder, which has no revisions", fix="leave --revision out")
+    if not folder.is_dir():
+        raise UserError(f"{name!r} is a file, not a model folder", fix="give the folder that holds config.json")
+    return folder.resolve()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a model folder by name, and its ``config.json``."""
+    """The tensors of a model folder by name, and its ``config.json``.
+
+    Attributes:
+        folder: the folder.
+        config: content of config.json.
+        tensors: name -> where it lies: ``shape``, ``dtype``, ``nbytes``. Nothing is read until ``read(name)``.
+        files: the weight files.
+        pickled: tensor name -> the .bin file that holds it, where there is no safetensors.
+    """
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorEntry]
     files: tuple[Path, ...]
-    pickled: dict[str, Path] = field(default_factory=dict)  # tensor name -> .bin file
+    pickled: dict[str, Path] = field(default_factory=dict)
 
     def read(self, name: str, index: tuple[int | slice, ...] = ()) -> Tensor:
         """Read one tensor, or an indexed part of it, in its stored dtype. ``name`` must be one of :attr:`tensors`."""

@@ -51,6 +51,11 @@ def _make_known(configuration_auto: ModuleType) -> None:
     configuration_auto.AutoConfig.register(MODEL_TYPE, CompressorConfig, exist_ok=True)
 
 
+def forget() -> None:
+    """Let transformers no longer know the model type, as where compressor is not installed: to try the reader file."""
+    sys.modules[AWAITED].CONFIG_MAPPING._extra_content.pop(MODEL_TYPE, None)
+
+
 class _Awaiting(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

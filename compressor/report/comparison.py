@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -11,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from compressor.engine.checkpoint import EMBEDDED, resolve_model
+from compressor.engine.hub_names import commit_of, parse_name
 from compressor.errors import UserError
+from compressor.report.comparable import NOT_IDENTITY, comparable_key, token_hash
 from compressor.report.contents import ABOUT, read_contents
 from compressor.report.files import REPORT, read_report
-from compressor.report.schema import Evaluation, EvaluationRow, Report
+from compressor.report.schema import EvaluationRow, Report
 
-NOT_IDENTITY = frozenset({"use", "path", "revision", "pinned"})
-"""Keys of a protocol that say where a text came from; whether it is the same text the hashes say."""
+COUNTED = frozenset({"sha256", "tokens_in_text", "tokens_dropped"})
+"""Keys that follow from others: of two measurements that differ in these, it is said that the tokens are others."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,30 @@ class Group:
 
 
 def read_entries(paths: Sequence[Path]) -> list[Entry]:
-    """Read what stands at each path: a ``report.json``, or a model folder with or without one.
+    """Read what stands at each path: a ``report.json``, a model folder with or without one, or a hub id.
 
     Raises:
-        UserError: fewer than two paths, or one that is neither.
+        UserError: fewer than two paths, one that is none of these, or a hub that cannot be reached.
     """
     if len(paths) < 2:
         raise UserError("compare needs at least two models", fix="name another folder or report.json")
-    return [_entry(path.expanduser(), label) for path, label in zip(paths, _labels(paths), strict=True)]
+    found = [_found(path) for path in paths]
+    return [_entry(path, label) for path, label in zip(found, _labels(paths, found), strict=True)]
 
 
-def _labels(paths: Sequence[Path]) -> list[str]:
-    """Folder names; with their parents where two are equal; numbered where that does not help either."""
-    folders = [path.resolve().parent if path.suffix == ".json" else path.resolve() for path in paths]
-    short = [folder.name for folder in folders]
+def _found(path: Path) -> Path:
+    """The path itself, or the folder of a model that is fetched from the hub."""
+    here = path.expanduser()
+    fetched = not here.exists() and parse_name(str(path)) is not None
+    return resolve_model(str(path)) if fetched else here
+
+
+def _labels(paths: Sequence[Path], found: Sequence[Path]) -> list[str]:
+    """Folder names, or hub ids; with their parents where two are equal; numbered where that does not help either."""
+    folders = [path.resolve().parent if path.suffix == ".json" else path.resolve() for path in found]
+    short = [
+        str(path) if commit_of(folder) is not None else folder.name for path, folder in zip(paths, folders, strict=True)
+    ]
     counts = Counter(short)
     labels = [
         f"{folder.parent.name}/{name}" if counts[name] > 1 else name
@@ -127,18 +138,6 @@ def _from_report(path: Path, label: str, report: Report, weights: int, disk: int
     )
 
 
-def token_hash(text: Evaluation) -> str:
-    """The hash of the token ids, wherever it was recorded; empty when it was not."""
-    return text.tokens_sha256 or str(text.protocol.get("sha256") or "")
-
-
-def comparable_key(text: Evaluation) -> str:
-    """Equal for two measurements that may stand side by side. Without a hash of the tokens the name has to do."""
-    protocol = {key: value for key, value in text.protocol.items() if key not in NOT_IDENTITY}
-    identity = token_hash(text) or f"{text.name} {text.tokens}"
-    return json.dumps([identity, text.windows, protocol], sort_keys=True, default=str)
-
-
 def compare_texts(entries: Sequence[Entry]) -> list[Group]:
     """Group the measurements of all reports; see :class:`Group` for what is marked."""
     groups: dict[str, Group] = {}
@@ -181,7 +180,7 @@ def _mark_differences(groups: Sequence[Group]) -> None:
             reasons = [
                 f"{key} {group.protocol.get(key)} / {other.protocol.get(key)}"
                 for key in keys
-                if key not in NOT_IDENTITY and group.protocol.get(key) != other.protocol.get(key)
+                if key not in (NOT_IDENTITY | COUNTED) and group.protocol.get(key) != other.protocol.get(key)
             ]
             if group.text_sha256 != other.text_sha256:
                 reasons.append("another text of this name")

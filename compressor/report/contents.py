@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from compressor.engine.checkpoint import EMBEDDED, Checkpoint, open_checkpoint, resolve_model
+from compressor.engine.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from compressor.engine.tensorfile import TensorEntry
 from compressor.errors import UserError
 from compressor.report.names import block_index, natural
@@ -156,22 +156,18 @@ def _extra(group: Group, form: str, count: int, total: int, before: int | None) 
 
 
 def read_contents(folder: Path | str, *, scan: bool = False, carried_over: Collection[str] = ()) -> Contents:
-    """Look into a local model folder.
+    """Look into a model folder.
 
     Args:
-        folder: a local folder, or ``embedded`` for the model that comes with compressor.
+        folder: a local folder, a hub id (which is fetched), or ``embedded`` for the model that comes with compressor.
         carried_over: names of tensors that no module owns; headers alone do not tell.
         scan: read the dense matrices and count their zeros; otherwise no weight is read.
 
     Raises:
-        UserError: no such folder, not a model folder, corrupt or missing files, or a manifest that does not fit them.
+        UserError: no such folder or hub id, not a model folder, corrupt or missing files, or a manifest that does not
+            fit them.
     """
-    folder = Path(folder).expanduser()
-    if str(folder) == EMBEDDED and not folder.exists():
-        folder = resolve_model(EMBEDDED)
-    if not folder.is_dir():
-        what = "is a file, not a model folder" if folder.exists() else "does not exist"
-        raise UserError(f"{str(folder)!r} {what}", fix="give the folder that holds config.json")
+    folder = resolve_model(str(folder))
     checkpoint = open_checkpoint(folder)
     storage = storage_of(checkpoint.config, folder)
     items = tuple(_items(checkpoint, storage))

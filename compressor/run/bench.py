@@ -13,6 +13,8 @@ from torch import Tensor
 
 import compressor
 from compressor.engine.checkpoint import EMBEDDED, open_checkpoint, resolve_model
+from compressor.engine.hub import find_cached
+from compressor.engine.hub_names import parse_name
 from compressor.engine.limits import available_memory, peak_device_memory, peak_memory
 from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.errors import UserError
@@ -31,7 +33,7 @@ from compressor.run.bench_measure import (
 )
 from compressor.run.finish import machine, utc_now, versions
 from compressor.run.plan import choose_device, choose_dtype, context_length
-from compressor.run.progress import Voice, quiet
+from compressor.run.progress import Voice, quiet, without_bars
 
 CONTEXTS = (0, 512, 2048)
 """Where to measure unless told otherwise, as far as they fit the model."""
@@ -188,21 +190,19 @@ def default_base(folder: Path) -> tuple[str | None, str]:
     A report names local folders without their path: they are looked for beside the folder, and here.
     """
     try:
-        source = read_report(folder).model.source
+        made_from = read_report(folder).model
     except UserError:
         return None, "no report says what it was made from; --base does"
+    source = made_from.source
     if source == EMBEDDED:
         return source, ""
     for place in (folder.parent / source, Path(source)):
         if (place / "config.json").is_file() and place.resolve() != folder:
             return str(place), ""
-    if source.count("/") == 1:
-        from huggingface_hub import snapshot_download
-
-        try:
-            return str(snapshot_download(source, local_files_only=True)), ""
-        except Exception:  # of many kinds
-            return None, f"{source}, from which it was made, was not downloaded yet; --base {source} does so"
+    if (model := parse_name(source, made_from.revision)) is not None:
+        if (cached := find_cached(model)) is not None:
+            return str(cached), ""
+        return None, f"{model}, from which it was made, was not downloaded yet; --base {model} does so"
     return None, f"{source}, from which it was made, is not beside it; --base says where it is"
 
 
@@ -285,12 +285,10 @@ class _Loaded:
 
 def _load(model: _Model, who: Any, dtype: torch.dtype, device: torch.device, trust: bool) -> _Loaded:
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
     since = time.perf_counter()
-    network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype, trust_remote_code=trust)
+    with without_bars():
+        network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype, trust_remote_code=trust)
     network = network.to(device).eval()
     return _Loaded(who, dtype, time.perf_counter() - since, Contestant(network, device))
 

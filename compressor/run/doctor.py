@@ -17,14 +17,18 @@ import torch
 import compressor
 from compressor.errors import UserError
 from compressor.kernels.layers import ACTIVATIONS, exact_activations
-from compressor.kernels.native import LEVELS, VARIABLE, Native, rung_and_why, search
+from compressor.kernels.native import VARIABLE, Native, rung_and_why, search
 from compressor.report.numbers import bytes_text
 
-BESIDE = ("tokenizers", "triton", "peft")
+BESIDE = ("tokenizers", "triton", "peft", "lm-eval", "gguf", "mlx")
 """Packages that are used where they are there, but not required."""
 
 LITTLE = 2 * 10**9
 """Bytes of disk below which it is a problem."""
+
+
+PATIENCE = 3
+"""Seconds that the hub has to answer."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,11 @@ class Fact:
 
 
 def examine() -> list[Fact]:
-    """Look at versions, devices, kernels and disks. Nothing is changed, and nothing is asked of the network."""
-    return [*_versions(), *_devices(), *_kernels(), *_disks()]
+    """Look at versions, devices, kernels, disks and the hub. Nothing is changed.
+
+    The hub is asked one question, who the token belongs to, and has `PATIENCE` seconds to answer; none when offline.
+    """
+    return [*_versions(), *_devices(), *_kernels(), *_disks(), *_hub()]
 
 
 def _versions() -> Iterator[Fact]:
@@ -106,8 +113,7 @@ def _devices() -> Iterator[Fact]:
 
 def kernels_text(found: Native) -> str:
     """The instruction sets that compiled kernels have for this processor, in words."""
-    levels = ", ".join(reversed(LEVELS[: found.best + 1]))
-    return f"{levels}{' with bf16 products' if found.bf16 else ''}"
+    return f"{', '.join(reversed(found.levels))}{' with bf16 products' if found.bf16 else ''}"
 
 
 def _kernels() -> Iterator[Fact]:
@@ -137,3 +143,30 @@ def _disks() -> Iterator[Fact]:
         place = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
         free = shutil.disk_usage(place).free
         yield Fact(name, f"{bytes_text(free)} free for {folder}", wrong=free < LITTLE)
+
+
+def _hub() -> Iterator[Fact]:
+    """Whether models can be fetched and uploaded. To be without a network is nothing wrong."""
+    import httpx2
+    from huggingface_hub import constants, get_token
+
+    token, hub = get_token(), constants.ENDPOINT
+    if constants.is_offline_mode():
+        yield Fact("hub", f"{hub} is not asked: HF_HUB_OFFLINE is set")
+        return
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        answer = httpx2.get(f"{hub}/api/whoami-v2", headers=headers, timeout=PATIENCE)
+        name = answer.json().get("name") if answer.status_code == 200 else None
+    except (httpx2.HTTPError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        yield Fact("hub", f"{hub} cannot be reached ({reason}); models in the cache can be used")
+        return
+    odd = answer.status_code not in (200, 401)
+    yield Fact("hub", f"{hub} answers{f', but with status {answer.status_code}' if odd else ''}")
+    if token is None:
+        yield Fact("hub token", "none: public models can be fetched; HF_TOKEN or `hf auth login` for all else")
+    elif name is not None:
+        yield Fact("hub token", f"accepted, of {name}")
+    elif answer.status_code == 401:
+        yield Fact("hub token", "refused; make another and set HF_TOKEN (or run `hf auth login`)", wrong=True)

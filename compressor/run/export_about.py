@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compressor import __version__
 from compressor.report import schema_use
-from compressor.report.card import HUB_NAME, INHERITED, front_matter_of
+from compressor.report.card_front import GATING, INHERITED, front_matter, front_matter_of
 from compressor.report.environment import yaml_text
 from compressor.report.files import REPORT, read_report
 from compressor.report.numbers import bytes_text
@@ -48,10 +48,13 @@ def write_about(
         (folder / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     card = source / "README.md"
     inherited = front_matter_of(card.read_text(encoding="utf-8") if card.is_file() else None)
-    front = {key: inherited[key] for key in (*INHERITED, "base_model") if key in inherited}
-    if report is not None and HUB_NAME.fullmatch(report.model.source):
-        front["base_model"] = report.model.source
-    front |= {"pipeline_tag": "text-generation", "tags": ["compressor", tag]}
+    if report is not None:
+        front = front_matter(report, inherited)
+    else:
+        front = {key: inherited[key] for key in inherited if key in INHERITED or str(key).startswith(GATING)}
+        front |= {"pipeline_tag": inherited.get("pipeline_tag", "text-generation"), "tags": ["compressor"]}
+    front.pop("library_name", None)
+    front["tags"].append(tag)
     lines = [f"# {weights.stem}, {done.form}", ""]
     if report is not None:
         lines += [

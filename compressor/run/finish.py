@@ -16,6 +16,7 @@ import torch
 
 import compressor
 from compressor.engine.forward import BlockRunner, Stream
+from compressor.engine.hub_names import commit_of, parse_name
 from compressor.engine.limits import peak_device_memory, peak_memory
 from compressor.engine.observe import Observation
 from compressor.engine.output import container_bytes
@@ -39,10 +40,14 @@ from compressor.report.schema import (
     Tool,
     Verification,
 )
+from compressor.report.schema_use import Runtime
 from compressor.report.sentences import judge
 from compressor.run import measure
+from compressor.run.history import history_of
+from compressor.run.loaded import doubts
 from compressor.run.plan import predict_layouts
 from compressor.run.session import Run
+from compressor.run.stage_results import stage_results
 
 ORDER = ("dense", "compressed", "baseline")
 
@@ -135,10 +140,12 @@ def make_report(
     started: str,
     warnings: list[str],
     layouts: list[Layout] | None = None,
+    runtimes: Sequence[Runtime] = (),
 ) -> Report:
     """Put together everything but the total time.
 
     Args:
+        runtimes: in which the verification has loaded the folder.
         layouts: of the shards that were written, where the recipe and ``specs`` do not say it.
     """
     skeleton, recipe = run.skeleton, run.recipe
@@ -152,10 +159,11 @@ def make_report(
     size = _size(run, layouts or predict_layouts(skeleton, recipe, specs, run.plan.narrowing), layers)
     baseline = _baseline(run, evaluation, size, layers)
     text_config = skeleton.config.get_text_config()
+    history, unknown = history_of(skeleton.checkpoint)
     return Report(
         tool=Tool(version=compressor.__version__, command=run.options.command, started=started, seconds=0.0),
         model=Model(
-            source=run.source if not Path(run.source).exists() else Path(run.source).resolve().name,
+            **_source(run),
             model_type=skeleton.config.model_type,
             architecture=type(skeleton.model).__name__,
             blocks=run.blocks,
@@ -172,6 +180,9 @@ def make_report(
         evaluation=evaluation,
         baseline=baseline,
         verification=verification,
+        stages=stage_results(run),
+        history=history,
+        runtimes=list(runtimes),
         timings=[Timing(what=what, seconds=seconds) for what, seconds in run.seconds.items()],
         memory=Memory(
             peak_rss_bytes=peak_memory(),
@@ -185,10 +196,19 @@ def make_report(
         resumed=_resumed(run),
         experts=experts,
         carried_over=list(skeleton.extra),
-        warnings=warnings + _warnings(evaluation, skeleton.extra),
+        warnings=warnings + unknown + _warnings(evaluation, skeleton.extra) + doubts(runtimes),
         fallbacks=[f"{name}: {why}" for name, why in fallbacks.items()]
         + [f"{layer.name}: factorization needed {', '.join(layer.rungs)}" for layer in layers if layer.rungs],
     )
+
+
+def _source(run: Run) -> dict[str, Any]:
+    """The name of the model it was made from; for one from the hub also its commit."""
+    if Path(run.source).expanduser().exists():
+        return {"source": Path(run.source).expanduser().resolve().name}
+    if (model := parse_name(run.source, run.options.revision)) is None:
+        return {"source": run.source}
+    return {"source": model.id, "revision": commit_of(run.skeleton.checkpoint.folder) or model.revision}
 
 
 def _layers(run: Run) -> list[Layer]:

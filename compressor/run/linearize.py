@@ -261,7 +261,7 @@ def _finish(
         run.voice.detail("reloading the result in a fresh process")
         verification = verifier.check(
             streams["probe"].ids, runner.logits(streams["probe"], slice(0, 1)), run.inputs.texts
-        )
+        ).verification
         run.timed("verifying in a fresh process", since)
     since = time.perf_counter()
     evaluation = []
@@ -276,7 +276,8 @@ def _finish(
     since = time.perf_counter()
     proof, missing = proved(run)
     run.timed("proving", since)
-    report = finish.make_report(run, {}, evaluation, verification, started, warnings + missing, layouts)
+    runtimes = verifier.runtimes if verifier is not None else []
+    report = finish.make_report(run, {}, evaluation, verification, started, warnings + missing, layouts, runtimes)
     report.linearization = linearization(run, layers, proof)
     report.tool.seconds = time.perf_counter() - began
     finish.write(report, run)

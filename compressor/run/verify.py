@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,17 @@ from compressor.engine.limits import available_memory
 from compressor.errors import UserError
 from compressor.formats.parts import Spec, parse_dtype
 from compressor.formats.registry import format_of
+from compressor.hf.autoload import forget
 from compressor.kernels.native import using
 from compressor.report.schema import KernelCost, Verification
+from compressor.report.schema_use import Runtime
 from compressor.run.container import Container
 from compressor.run.kernel_cost import chosen_windows, kernel_cost
+from compressor.run.loaded import loaded
 from compressor.run.measure import Texts
 from compressor.run.plan import PROCESS_BYTES, Plan
 from compressor.run.recipe import Recipe
+from compressor.run.samples import Asked, continuations
 
 # Largest difference of a logit allowed, relative to the largest logit: another order of sums, nothing more.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -61,12 +66,25 @@ serve()
 """
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What the process found; ``said`` as from :func:`compressor.run.samples.continuations`, None where not asked."""
+
+    verification: Verification
+    said: dict[str, Any] | None
+
+
 class Verifier:
-    """Holds the waiting process."""
+    """Holds the waiting process.
+
+    Attributes:
+        runtimes: in which the folder was loaded, once it was checked.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
+        self.runtimes: list[Runtime] = []
         self.route = ROUTES[plan.container]
         command = [sys.executable, "-c", START]
         environment = {**os.environ, "TQDM_DISABLE": "1"}  # standard error is the user's
@@ -74,10 +92,11 @@ class Verifier:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def check(self, ids: Tensor, logits: Tensor, texts: Texts | None = None) -> Verification:
+    def check(self, ids: Tensor, logits: Tensor, texts: Texts | None = None, asked: Asked | None = None) -> Checked:
         """Ask for the logits of ``ids`` (1, T) and compare them with ``logits`` (1, T, vocabulary) fp32.
 
-        The process multiplies exactly; after that it measures on the first of ``texts`` what the kernels cost.
+        The process multiplies exactly; then it lets the models go on with what is ``asked``, and measures on the
+        first of ``texts`` what the kernels cost.
 
         Raises:
             UserError: the folder does not load, or does something else; it is not published.
@@ -85,6 +104,7 @@ class Verifier:
         since = time.perf_counter()
         dense = self.plan.skeleton.parameters() * self.plan.dtype.itemsize
         whole = 2 * dense + PROCESS_BYTES < available_memory()
+        both = 3 * dense + PROCESS_BYTES < available_memory()
         windows, skipped = self._to_measure(texts, whole)
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(scratch) / "logits.pt"
@@ -97,6 +117,7 @@ class Verifier:
                 "container": self.plan.container,
                 "target": str(target),
                 "measured": None if windows is None else windows.tolist(),
+                "samples": asked.request() if asked is not None and asked.prompts is not None and both else None,
             }
             answer, _ = self.process.communicate(json.dumps(request) + "\n")
             lines = answer.strip().splitlines()
@@ -121,16 +142,27 @@ class Verifier:
         if texts is not None and (facts := said["kernels"]) is not None:
             kernels = KernelCost(text=texts.texts[0].name, **facts) if "rung" in facts else None
             skipped = facts.get("skipped")
-        return Verification(
+        spent = said["seconds"] + (kernels.seconds if kernels is not None else 0.0)
+        self.runtimes = loaded(
+            self.plan.container,
+            whole=whole,
+            tokens=ids.numel(),
+            difference=difference,
+            allowed=allowed,
+            reader=said["reader"],
+        )
+        verification = Verification(
             passed=True,
             mode="whole model" if whole else "block by block",
             route=self.route,
             max_abs_difference=difference,
             tokens=ids.numel(),
-            seconds=time.perf_counter() - since - (kernels.seconds if kernels is not None else 0.0),
+            seconds=time.perf_counter() - since - spent,
             kernels=kernels,
             kernels_skipped=skipped,
         )
+        small = {"skipped": "source and result together do not fit the free memory"}
+        return Checked(verification, said["samples"] if both else small)
 
     def _to_measure(self, texts: Texts | None, whole: bool) -> tuple[Tensor | None, str | None]:
         """The windows on which the kernels' cost is measured, or why it is not."""
@@ -191,6 +223,34 @@ def _cost(model: Any, ids: Tensor) -> dict[str, Any]:
         return {"skipped": f"{type(error).__name__}: {error}"}
 
 
+def by_reader(request: dict[str, Any], logits: Tensor) -> dict[str, Any] | None:
+    """Load the folder as someone without compressor does, by the reader file in it, and compare its logits.
+
+    Returns:
+        ``difference``, the largest of a logit, or ``problem``; None where there is no such file or no room.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.dynamic_module_utils import HF_MODULES_CACHE
+
+    if not request["whole"] or request["container"] != "compressor":
+        return None
+    forget()
+    dtype, device = getattr(torch, request["dtype"]), torch.device(request["device"])
+    try:
+        model = AutoModelForCausalLM.from_pretrained(request["folder"], dtype=dtype, trust_remote_code=True)
+        if not any(
+            Path(sys.modules[type(each).__module__].__file__ or "").is_relative_to(HF_MODULES_CACHE)
+            for each in model.modules()
+        ):
+            return {"problem": "transformers did not use the reader file"}
+        ids = torch.tensor(request["ids"]).to(device)
+        with torch.no_grad():
+            again = model.to(device).eval()(input_ids=ids, use_cache=False).logits.float().cpu()
+        return {"difference": float((again - logits).abs().max())}
+    except Exception as error:
+        return {"problem": f"{type(error).__name__}: {error}"}
+
+
 def serve() -> None:
     """Answer the one request on standard input."""
     end_quickly()
@@ -204,11 +264,17 @@ def serve() -> None:
     line = sys.stdin.readline()
     if not line.strip():
         return
-    request, problem, kernels = json.loads(line), None, None
+    request = json.loads(line)
+    answer: dict[str, Any] = dict.fromkeys(("problem", "kernels", "samples", "reader")) | {"seconds": 0.0}
     try:
         logits, model = recompute(request)
         torch.save(logits, request["target"])
-        kernels = request["measured"] and _cost(model, torch.tensor(request["measured"]))
+        since = time.perf_counter()
+        answer["samples"] = request["samples"] and continuations(model, request["samples"])
+        answer["seconds"] = time.perf_counter() - since
+        answer["kernels"] = request["measured"] and _cost(model, torch.tensor(request["measured"]))
+        del model  # two of them need not fit
+        answer["reader"] = by_reader(request, logits)
     except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
-    print(json.dumps({"problem": problem, "kernels": kernels}), flush=True)
+        answer["problem"] = f"{type(error).__name__}: {error}"
+    print(json.dumps(answer), flush=True)

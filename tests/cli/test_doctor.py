@@ -7,6 +7,7 @@ import socket
 
 import pytest
 from command_line import Command
+from huggingface_hub import constants
 
 import compressor
 
@@ -14,8 +15,9 @@ import compressor
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise AssertionError("the doctor stays off the network")
+        raise AssertionError("offline, the doctor stays off the network")
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     for name in ("COMPRESSOR_KERNELS", "COMPRESSOR_ACTIVATIONS"):
         monkeypatch.delenv(name, raising=False)
@@ -29,6 +31,7 @@ def test_one_line_a_fact(command: Command) -> None:
         assert facts[name]
     assert facts["COMPRESSOR_KERNELS"] == "not set" and facts["activations"] == "int8"
     assert facts["packed matrices"].startswith("by ")
+    assert facts["hub"].endswith("is not asked: HF_HUB_OFFLINE is set")
 
 
 def test_json_says_the_same(command: Command) -> None:

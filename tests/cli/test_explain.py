@@ -225,7 +225,7 @@ def test_unknown_quantizers_are_named(tmp_path: Path) -> None:
 
 
 def test_mistakes(tmp_path: Path, packed: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="no model at"):
         read_contents(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is a file"):
         read_contents(packed / "config.json")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 FORMS: dict[str, tuple[str, str]] = {
     "dense": ("compressor.run.export_dense", "export_dense"),
@@ -47,13 +46,14 @@ def exporter(form: str) -> Callable[..., Exported]:
     return found
 
 
+def model_name(model: str) -> str:
+    """The name of a model, a folder or a hub id, without where it lies."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else path.name
+
+
 def default_output(model: str, form: str) -> Path:
     """Where an export goes that was given no place: beside the model (or here, for a hub id), as ``MODEL-<form>``."""
     path = Path(model).expanduser()
-    named = path.resolve() if path.exists() else Path(path.name)
-    return named.with_name(f"{named.name}-{form}")
-
-
-def export(form: str, model: str, output: Path, **options: Any) -> Exported:
-    """Write ``model`` in ``form`` to ``output``; ``options`` are those of its function."""
-    return exporter(form)(model, output, **options)
+    beside = path.resolve().parent if path.exists() else Path()
+    return beside / f"{model_name(model)}-{form}"

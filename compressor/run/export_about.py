@@ -55,7 +55,7 @@ def write_about(
         front |= {"pipeline_tag": inherited.get("pipeline_tag", "text-generation"), "tags": ["compressor"]}
     front.pop("library_name", None)
     front["tags"].append(tag)
-    lines = [f"# {source.name}, {done.form}", ""]
+    lines = [f"# {weights.stem}, {done.form}", ""]
     if report is not None:
         lines += [
             f"**{headline(report)}.** Measured on the folder this was made from; `report.json` has all of it.",

@@ -24,7 +24,7 @@ from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.errors import UserError
 from compressor.report.numbers import bytes_text, percent
 from compressor.report.schema_use import Runtime
-from compressor.run.export import Exported
+from compressor.run.export import Exported, model_name
 from compressor.run.export_about import write_about
 from compressor.run.gguf_arch import architecture, rope_factors, row_order, tensor_names, write_hyperparameters
 from compressor.run.gguf_blocks import Bytes
@@ -144,7 +144,8 @@ def export_gguf(
     vocabulary = Vocabulary("no_vocab") if tokenizer == "none" else read_vocabulary(checkpoint.folder, config)
     entries = _plan(source, kind)
     label = _label(entries)
-    file = f"{checkpoint.folder.name}-{label}.gguf"
+    name = model_name(model)
+    file = f"{name}-{label}.gguf"
     for line in _told(entries, vocabulary, f"{output / file} ({arch})"):
         say(line)
     notes = tuple(_notes(entries, source.skeleton, vocabulary))
@@ -161,7 +162,7 @@ def export_gguf(
     check_disk(output, total + len(entries) * ALIGNMENT + (1 << 20))
     with building(output) as folder:
         try:
-            _write(folder / file, source, entries, vocabulary, checkpoint.folder.name, label)
+            _write(folder / file, source, entries, vocabulary, name, label)
             checked = _check(folder / file, source, entries, done.form)
             commands = _commands(file, vocabulary)
             write_about(folder, checkpoint.folder, done, folder / file, commands, tag="gguf", runtimes=[checked])
@@ -181,8 +182,8 @@ def _commands(file: str, vocabulary: Vocabulary) -> str:
     return f"""With llama.cpp:
 
 ```sh
-llama-cli -m {file} -p "Once upon a time" -n 64 -no-cnv
 llama-server -m {file}
+npx node-llama-cpp complete --text "Once upon a time" --model {file}
 ```
 
 With transformers, which unpacks it (`pip install gguf`):

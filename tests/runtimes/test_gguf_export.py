@@ -152,7 +152,7 @@ def test_a_dense_model_in_every_type(kind: str, wide: Path, tmp_path: Path) -> N
     assert done.exact == (kind == "F32") and any("rounded" in line for line in said) == (kind != "F32")
     assert done.tensor_bytes == sum(int(tensor.n_bytes) for tensor in reader.tensors)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"wide-{kind}.gguf" in card and "llama-cli" in card and ("rounded" in card) == (kind != "F32")
+    assert f"wide-{kind}.gguf" in card and "llama-server" in card and ("rounded" in card) == (kind != "F32")
     assert not list(tmp_path.glob("*.partial"))
 
 

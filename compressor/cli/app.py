@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -58,6 +59,9 @@ def root(
 def main() -> None:
     """Run the command line; a mistake of the user ends in one line and exit code 2."""
     end_quickly()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an arrow that the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="replace")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in sys.argv
     words = [word for word in sys.argv[1:] if word != "--debug"]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
-
-from compressor.cli.tables import add_row, new_table, printable, wide_console
+from compressor.cli.tables import Sheet, add_row, new_table, say, wide_console
 from compressor.report.numbers import ABSENT, bytes_text, duration, percent, significant
 from compressor.report.schema_bench import Bench, BenchWay
 
@@ -14,55 +11,41 @@ def print_bench(result: Bench) -> None:
     """Print all tables."""
     console = wide_console()
     told = f"{result.model}: {result.architecture}, {result.parameters:,} parameters"
-    console.print(printable(told), style="bold")
+    say(console, told, "bold")
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     activations = "8-bit" if result.activations == "int8" else "exact"
     width = result.bandwidth
-    _line(console, f"packed layers by {result.rung}, {activations} activations ({result.rung_reason})")
-    _line(
-        console, f"{result.device}, {threads}; memory {significant(width.bytes_per_second / 1e9, 3)} GB/s, {width.how}"
-    )
+    say(console, f"packed layers by {result.rung}, {activations} activations ({result.rung_reason})")
+    say(console, f"{result.device}, {threads}; memory {significant(width.bytes_per_second / 1e9, 3)} GB/s, {width.how}")
     peak = f"peak memory {bytes_text(result.peak_rss_bytes)} with the model alone"
     if result.peak_device_bytes is not None:
         peak += f", {bytes_text(result.peak_device_bytes)} on {result.device}"
-    _line(console, peak)
+    say(console, peak)
     console.print()
     console.print(weights_table(result))
     if any(way.prefill for way in result.ways):
         console.print(prefill_table(result))
     console.print(decode_table(result))
     if len(result.ways) > 1:
-        _line(console, f"x: {result.model} is so many times as fast. Models took turns, token by token.")
+        say(console, f"x: {result.model} is so many times as fast. Models took turns, token by token.")
     for way in result.ways:
         for reason, count in way.reasons.items():
-            _line(console, f"  ! {count} packed layers another way than asked for: {reason}")
+            say(console, f"  ! {count} packed layers another way than asked for: {reason}")
     for note in result.notes:
-        _line(console, f"  ! {note}")
-
-
-def _line(console: Console, words: str) -> None:
-    console.print(printable(words))
+        say(console, f"  ! {note}")
 
 
 def _multiplied(way: BenchWay) -> str:
     return ", ".join(f"{count} {name}" for name, count in way.products.items())
 
 
-def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
-    """A table that is narrow: 80 columns have to do."""
-    table = new_table(title, left, right)
-    table.padding = (0, 1, 0, 0)
-    return table
-
-
 def _times(tokens: int, batch: int) -> str:
     return f"{tokens:,}" if batch == 1 else f"{tokens:,} x{batch}"
 
 
-def weights_table(result: Bench) -> Table:
+def weights_table(result: Bench) -> Sheet:
     """Who was measured, and what they hold."""
-    table = _table("Weights in memory", ("", "dtype", "linears by"), ("load", "bytes", "laid out"))
-    table.columns[2].max_width = 22
+    table = new_table("Weights in memory", ("", "dtype", "linears by"), ("load", "bytes", "laid out"))
     for way in result.ways:
         laid_out = bytes_text(way.layout_bytes) if way.layout_bytes else ABSENT
         load = duration(way.load_seconds) if way.load_seconds is not None else ABSENT
@@ -70,9 +53,9 @@ def weights_table(result: Bench) -> Table:
     return table
 
 
-def prefill_table(result: Bench) -> Table:
+def prefill_table(result: Bench) -> Sheet:
     """Prompts read at once."""
-    table = _table("Prompts", ("",), ("tokens", "ms", "tokens/s", "x"))
+    table = new_table("Prompts", ("",), ("tokens", "ms", "tokens/s", "x"))
     for index in range(len(result.ways[0].prefill)):
         for way in result.ways:
             row = way.prefill[index]
@@ -82,9 +65,9 @@ def prefill_table(result: Bench) -> Table:
     return table
 
 
-def decode_table(result: Bench) -> Table:
+def decode_table(result: Bench) -> Sheet:
     """Token after token."""
-    table = _table("Tokens one by one", ("",), ("after", "ms", "tokens/s", "read", "GB/s", "of memory", "x"))
+    table = new_table("Tokens one by one", ("",), ("after", "ms", "tokens/s", "read", "GB/s", "of memory", "x"))
     for index in range(len(result.ways[0].decode)):
         for way in result.ways:
             row = way.decode[index]

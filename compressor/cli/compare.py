@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from compressor.cli.tables import add_row, json_text, new_table, printable, wide_console
+from compressor.cli.tables import Sheet, add_row, json_text, new_table, printable, say, wide_console
 from compressor.report.environment import plain
 from compressor.report.numbers import ABSENT, bytes_text, change, percent, significant
 
@@ -28,20 +27,27 @@ def compare(
         Path | None,
         typer.Option("--plot", help="Also write a page that plots bytes against perplexity.", metavar="FILE.html"),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Also write a page with everything side by side.", metavar="FILE.html"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: one JSON object.")] = False,
 ) -> None:
     """Compare bytes, bits per weight, and quality where it was measured by the same protocol on the same tokens."""
-    from compressor.report.compare_page import check_target, write_page
+    from compressor.report.compare_page import check_target, write_page, write_side_by_side
     from compressor.report.comparison import compare_texts, missing_commands, read_entries
 
-    plot = plot.expanduser() if plot else None
-    if plot:
-        check_target(plot)
+    plot, html = (path.expanduser() if path else None for path in (plot, html))
+    for path, flag in ((plot, "--plot"), (html, "--html")):
+        if path:
+            check_target(path, flag)
     entries = read_entries(models)
     groups = compare_texts(entries)
     missing = missing_commands(entries)
     if plot:
         write_page(plot, entries, groups)
+    if html:
+        write_side_by_side(html, entries, groups)
     if as_json:
         typer.echo(json_text(compare_json(entries, groups, missing)))
         return
@@ -50,16 +56,18 @@ def compare(
     for group in groups:
         console.print(quality_table(group))
         for reason in group.differs:
-            console.print(printable(f"  ! not comparable with the other table of this text: {reason}"))
+            say(console, f"  ! not comparable with the other table of this text: {reason}")
         for doubt in group.doubts:
-            console.print(printable(f"  ! {doubt}"))
+            say(console, f"  ! {doubt}")
     for label, command in missing:
-        console.print(printable(f"  {label} was not measured; this measures it: {command}"))
+        say(console, f"  {label} was not measured; this measures it: {command}")
     if plot:
-        console.print(printable(f"Plotted in {plot}"))
+        say(console, f"Plotted in {plot}")
+    if html:
+        say(console, f"Side by side in {html}")
 
 
-def size_table(entries: Sequence[Entry]) -> Table:
+def size_table(entries: Sequence[Entry]) -> Sheet:
     """Bytes on disk and bits per weight; the last column is relative to the first model."""
     table = new_table("Size", ("model",), ("weight files", "folder", "bits, linears", "bits, model", "of the first"))
     first = entries[0].weight_bytes
@@ -76,7 +84,7 @@ def size_table(entries: Sequence[Entry]) -> Table:
     return table
 
 
-def quality_table(group: Group) -> Table:
+def quality_table(group: Group) -> Sheet:
     """All measurements on one text by one protocol."""
     mark = " !" if group.differs else ""
     protocol = LONG_HASH.sub(r"\1...", plain(group.protocol))

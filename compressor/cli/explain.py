@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from compressor.cli.tables import add_row, json_text, new_table, printable, wide_console
+from compressor.cli.tables import Sheet, add_row, json_text, new_table, say, wide_console
+from compressor.errors import UserError
 from compressor.report.names import fold_names
 from compressor.report.numbers import ABSENT, bytes_text, parameters_text, percent, share, significant
 from compressor.report.schema import LedgerRow
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 def explain(
     path: Annotated[
-        Path, typer.Argument(help="A model folder: ours, a plain one, or another quantizer's.", metavar="PATH")
+        Path,
+        typer.Argument(
+            help="A model folder: ours, a plain one, or another quantizer's; or a .gguf file.", metavar="PATH"
+        ),
     ],
     scan: Annotated[bool, typer.Option("--scan", help="Read the dense matrices and count their zeros.")] = False,
     every: Annotated[bool, typer.Option("--all", help="One line for every tensor, without folding blocks.")] = False,
@@ -28,20 +31,24 @@ def explain(
 ) -> None:
     """Show the formats, bits, sparsity and size ledger of a model folder, and what can load it. Reads headers only."""
     from compressor.report.contents import read_contents
+    from compressor.report.gguf_contents import gguf_in, read_gguf
 
-    contents = read_contents(path, scan=scan)
+    file = gguf_in(path)
+    if file is not None and scan:
+        raise UserError("--scan reads model folders, not gguf files", fix="leave --scan out")
+    contents = read_contents(path, scan=scan) if file is None else read_gguf(file)
     if as_json:
         typer.echo(json_text(explain_json(contents)))
         return
     console = wide_console()
     for line in summary(contents):
-        console.print(printable(line))
+        say(console, line)
     console.print(tensor_table(contents.items, fold=not every))
     console.print(ledger_table(contents.ledger()))
     for sentence in contents.storage.loads:
-        console.print(printable(f"  loads: {sentence}"))
+        say(console, f"  loads: {sentence}")
     for sentence in contents.storage.refuses:
-        console.print(printable(f"  does not load: {sentence}"))
+        say(console, f"  does not load: {sentence}")
 
 
 def summary(contents: Contents) -> list[str]:
@@ -60,7 +67,7 @@ def summary(contents: Contents) -> list[str]:
     ]
 
 
-def tensor_table(items: Sequence[Item], *, fold: bool) -> Table:
+def tensor_table(items: Sequence[Item], *, fold: bool) -> Sheet:
     """One line for each item, or for all that differ in the numbers of their names only."""
     table = new_table("Tensors", ("name", "format"), ("count", "shape", "sparsity", "bits per weight", "bytes"))
     for name, members in folded(items) if fold else [(item.name, [item]) for item in items]:
@@ -98,7 +105,7 @@ def _span(values: Sequence[float | None], show: Any) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def ledger_table(rows: Sequence[LedgerRow]) -> Table:
+def ledger_table(rows: Sequence[LedgerRow]) -> Sheet:
     """The size ledger."""
     table = new_table("Where the bytes are", ("what", "format"), ("tensors", "parameters", "bytes", "bits", "share"))
     for row in rows:

@@ -80,9 +80,7 @@ def export(
     if form == "dense":
         typer.echo(f"{done.matrices} packed matrices were unpacked; {output} holds {bytes_text(done.tensor_bytes)}")
         return
-    values = "the same values" if done.exact else "rounded values"
-    typer.echo(
-        f"{output} ({done.form or form}) holds {bytes_text(done.tensor_bytes)}; {values} in {done.matrices} matrices"
-    )
+    values = "every value is that of the folder it was made from" if done.exact else "rounded once more:"
+    typer.echo(f"{output} ({done.form or form}) holds {bytes_text(done.tensor_bytes)}; {values}")
     for note in done.notes:
         typer.echo(f"  {note}")

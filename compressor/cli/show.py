@@ -7,10 +7,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from compressor.cli.tables import add_row, new_table, print_facts, printable, say, wide_console
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.report.numbers import bytes_text, percent, significant
 from compressor.report.schema import Report
@@ -58,42 +57,41 @@ def plan_json(plan: Plan, model: str) -> dict[str, Any]:
 def print_plan(plan: Plan, model: str) -> None:
     """Print a plan."""
     facts = plan_json(plan, model)
-    console = Console(highlight=False, markup=False)
+    console = wide_console()
     scale = f"{facts['architecture']}, {facts['blocks']} blocks, {facts['parameters']:,} parameters"
-    console.print(Text.assemble((model, "bold"), f"  {scale}"))
+    say(console, Text.assemble((printable(model), "bold"), f"  {scale}"))
     for number, (stage, linears) in enumerate(zip(plan.recipe.stages, plan.targets, strict=True), 1):
         settings = stage.settings.model_dump(exclude_defaults=True)
         shown = ", ".join(f"{key}={value}" for key, value in settings.items())
-        console.print(Text.assemble((f"\nstage {number}: {stage.kind} {stage.name}", "bold"), f"  {shown}"))
+        say(
+            console,
+            Text.assemble((f"\nstage {number}: {stage.kind} {stage.name}", "bold"), f"  {shown}" if shown else ""),
+        )
         if isinstance(stage.settings, LinearizeSettings):
-            console.print(linear_words(stage.settings, facts["blocks"], plan.longer))
+            say(console, linear_words(stage.settings, facts["blocks"], plan.longer))
             continue
-        table = Table("linears", "count", "shape", "stored as", "bits per weight", box=None, header_style="dim")
+        table = new_table("", ("linears", "stored as"), ("count", "shape", "bits per weight"))
         groups = Counter((linear.kind, linear.shape, _spec_text(plan, linear.name)) for linear in linears)
         for (kind, shape, (form, bits)), count in groups.items():
-            table.add_row(kind, str(count), f"{shape[0]} x {shape[1]}", form, bits)
+            add_row(table, kind, form, str(count), f"{shape[0]} x {shape[1]}", bits)
         console.print(table)
-    table = Table(box=None, show_header=False)
-    table.add_row("output", f"{bytes_text(facts['output_bytes'])} (source {bytes_text(facts['source_bytes'])})")
-    table.add_row("bits per weight", f"{facts['bits_per_weight_model']:.3f} of the whole model")
-    table.add_row(
-        "memory, estimated",
-        f"{bytes_text(facts['peak_memory_bytes'])} at the peak, on {facts['device']} in {facts['dtype']}",
-    )
     stored = f", {bytes_text(plan.logits_bytes)} of it the dense model's predictions" if plan.logits_bytes else ""
-    table.add_row("disk while running", bytes_text(facts["disk_bytes"]) + stored)
-    table.add_row(
-        "calibration", f"{facts['calibration_tokens']:,} tokens" if facts["calibration_tokens"] else "none needed"
-    )
-    table.add_row("loads with", "; ".join(facts["loads_with"]))
+    told = {
+        "output": f"{bytes_text(facts['output_bytes'])} (source {bytes_text(facts['source_bytes'])})",
+        "bits per weight": f"{facts['bits_per_weight_model']:.3f} of the whole model",
+        "memory, estimated": f"{bytes_text(facts['peak_memory_bytes'])} at the peak, "
+        f"on {facts['device']} in {facts['dtype']}",
+        "disk while running": bytes_text(facts["disk_bytes"]) + stored,
+        "calibration": f"{facts['calibration_tokens']:,} tokens" if facts["calibration_tokens"] else "none needed",
+        "loads with": "; ".join(facts["loads_with"]),
+    }
     if facts["carried_over"]:
-        table.add_row("carried over", f"{len(facts['carried_over'])} tensors the model does not know")
-    console.print()
-    console.print(table)
+        told["carried over"] = f"{len(facts['carried_over'])} tensors the model does not know"
+    print_facts(console, told)
     for line in facts["advice"]:
-        console.print(f"also possible: {line}", style="dim")
+        say(console, f"also possible: {line}", "dim")
     for violation in facts["violations"]:
-        console.print(Text.assemble(("refused:", "red"), f" {violation}"))
+        say(console, Text.assemble(("refused:", "red"), f" {violation}"))
 
 
 def linear_words(settings: LinearizeSettings, blocks: int, longer: Longer | None = None) -> str:
@@ -121,38 +119,40 @@ def _spec_text(plan: Plan, name: str) -> tuple[str, str]:
 
 def print_result(report: Report, output: Path) -> None:
     """Print what a run has made."""
-    console = Console(highlight=False, markup=False)
-    console.print(headline(report), style="bold")
+    console = wide_console()
+    say(console, headline(report), "bold")
     size = report.size
-    console.print(
-        f"{bytes_text(size.source_bytes)} -> {bytes_text(size.output_bytes)}; "
-        f"linears {size.bits_per_weight_linears:.3f}, whole model {size.bits_per_weight_model:.3f} bits per weight"
+    say(
+        console,
+        f"{bytes_text(size.source_bytes)} → {bytes_text(size.output_bytes)}; "
+        f"linears {size.bits_per_weight_linears:.3f}, whole model {size.bits_per_weight_model:.3f} bits per weight",
     )
     if classes := classes_told(report):
-        console.print(classes)
+        say(console, classes)
     print_evaluation([entry.model_dump(mode="json") for entry in report.evaluation])
     if kernels := kernels_told(report):
-        console.print(kernels)
+        say(console, kernels)
     if report.baseline:
-        console.print(report.baseline.verdict)
+        say(console, report.baseline.verdict)
     for kind, lines in (("warning", report.warnings), ("fallback", report.fallbacks)):
         for line in lines[:5]:
-            console.print(Text.assemble((f"{kind}:", "yellow"), f" {line}"))
+            say(console, Text.assemble((f"{kind}:", "yellow"), f" {printable(line)}"))
         if len(lines) > 5:
-            console.print(Text.assemble((f"{kind}:", "yellow"), f" and {len(lines) - 5} more, see report.html"))
+            say(console, Text.assemble((f"{kind}:", "yellow"), f" and {len(lines) - 5} more, see report.html"))
     if report.verification:
-        console.print(f"a fresh process reproduced its logits ({report.verification.mode})")
-    console.print(f"{output}  (read {output / 'report.html'})")
+        say(console, f"a fresh process reproduced its logits ({report.verification.mode})")
+    console.print(f"{output}  (read {output / 'report.html'})", soft_wrap=True)  # a path is copied whole
 
 
 def print_evaluation(result: list[dict[str, Any]]) -> None:
     """Print evaluation rows as a table."""
     if not result:
         return
-    table = Table("text", "model", "perplexity", "bits/byte", "KL", "top-1", box=None, header_style="dim")
+    table = new_table("", ("text", "model"), ("perplexity", "bits/byte", "KL", "top-1"))
     for entry in result:
         for row in entry["rows"]:
-            table.add_row(
+            add_row(
+                table,
                 entry["name"],
                 row["label"],
                 significant(float(row["perplexity"])),
@@ -160,11 +160,11 @@ def print_evaluation(result: list[dict[str, Any]]) -> None:
                 significant(row["kl"], 3) if row["kl"] is not None else "",
                 percent(row["top1"]) if row["top1"] is not None else "",
             )
-    console = Console(highlight=False, markup=False)
+    console = wide_console()
     console.print(table)
     shown = {
         f"{entry['windows']} windows of {entry['protocol']['seqlen']} tokens, stride {entry['protocol']['stride']}, "
         f"BOS: {entry['protocol']['bos']}"
         for entry in result
     }
-    console.print("; ".join(sorted(shown)), style="dim")
+    say(console, "; ".join(sorted(shown)), "dim")

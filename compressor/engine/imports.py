@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,5 +36,13 @@ def end_quickly() -> None:
 
     Exit handlers still run, and what is closed by them or by `with` is closed.
     """
-    atexit.unregister(gc.freeze)
-    atexit.register(gc.freeze)
+    atexit.unregister(_end)
+    atexit.register(_end)
+
+
+def _end() -> None:
+    # triton's binding lists on standard error, at length, every object of its own that outlives the interpreter
+    if "triton._C.libtriton" in sys.modules:
+        gc.unfreeze()
+    else:
+        gc.freeze()

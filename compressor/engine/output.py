@@ -159,7 +159,8 @@ def copy_companions(source: Path, folder: Path) -> list[str]:
 def building(output: Path) -> Iterator[Path]:
     """Give an empty folder, which takes its place as ``output`` when the body has ended without an error.
 
-    For what is quickly made and begun anew after a kill; a run of hours keeps a journal (``run/session.py``).
+    For what is quickly made and begun anew after a kill; a run of hours keeps a journal (``run/session.py``). When the
+    body fails, nothing is left.
 
     Raises:
         UserError: another process is at it, or the working folder holds something that is not ours.
@@ -171,7 +172,11 @@ def building(output: Path) -> Iterator[Path]:
         clear_working(work)
         folder = work / "model"
         folder.mkdir()
-        yield folder
+        try:
+            yield folder
+        except BaseException:  # half a folder is of no use, least of all on a disk that is full
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         publish(folder, output)
     shutil.rmtree(work, ignore_errors=True)
 

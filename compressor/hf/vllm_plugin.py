@@ -31,7 +31,7 @@ SHARDS = {"q": 0, "k": 1, "v": 2}
 
 def register() -> None:
     """Teach vLLM our folders. May be called again, as vLLM does."""
-    from vllm.model_executor.layers.quantization import register_quantization_config  # type: ignore[import-not-found]
+    from vllm.model_executor.layers.quantization import register_quantization_config
 
     register_quantization_config(MODEL_TYPE)(config_class())
 
@@ -174,9 +174,9 @@ def refuse_unknown(config: Any) -> None:
 @cache
 def config_class() -> Any:
     """Return the class that vLLM asks about each layer, made from vLLM's own base classes."""
-    from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod  # type: ignore[import-not-found]
-    from vllm.model_executor.layers.quantization.base_config import QuantizationConfig  # type: ignore[import-not-found]
-    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding  # type: ignore[import-not-found]
+    from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
+    from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     class CompressorLinearMethod(LinearMethodBase):  # type: ignore[misc]
         """Packed matrices that are unpacked when all their parts are there."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from compressor.engine.journal import write_atomically
 from compressor.errors import UserError
 from compressor.report.card import model_card
 from compressor.report.html import render_html
@@ -25,6 +26,29 @@ def write_report(report: Report, folder: Path | str, *, source_card: str | None 
     (folder / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     (folder / "report.html").write_text(render_html(report), encoding="utf-8")
     (folder / "README.md").write_text(model_card(report, source_card), encoding="utf-8")
+
+
+def update_report(report: Report, folder: Path | str) -> list[str]:
+    """Write a report that has grown over the one in ``folder``; card and page follow. Each file is replaced whole.
+
+    A card that a person has edited is left as it is, since there is no telling what it should become.
+
+    Returns:
+        Names of the files that were left as they are.
+
+    Raises:
+        UserError: ``folder`` holds no report.
+    """
+    folder = Path(folder)
+    old = read_report(folder)
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
+    ours = text is None or text == model_card(old, text)  # licence and languages stand in its own head by now
+    write_atomically(folder / REPORT, report.model_dump_json(indent=1) + "\n")
+    write_atomically(folder / "report.html", render_html(report))
+    if ours:
+        write_atomically(card, model_card(report, text))
+    return [] if ours else [card.name]
 
 
 def read_report(path: Path | str) -> Report:

@@ -29,10 +29,17 @@ class TaskResult(Part):
     task: str = Field(description="name of the task")
     metric: str = Field(description="such as acc, acc_norm, exact_match")
     value: float = Field(description="as the harness gives it, 0..1 for shares")
-    stderr: float | None = Field(default=None, description="its standard error; null where the harness gives none")
+    stderr: float | None = Field(default=None, description="its standard error; null where it is no mean")
     chance: float | None = Field(default=None, description="what guessing gives; null where nothing can be guessed")
     corrected: float | None = Field(default=None, description="(value - chance) / (1 - chance); null without chance")
     base: float | None = Field(default=None, description="the same of the model it was made from; null if not run")
+    difference_stderr: float | None = Field(
+        default=None, description="standard error of value - base, question by question; null without base"
+    )
+    p: float | None = Field(
+        default=None, description="how often chance alone makes such a difference; null without base"
+    )
+    verdict: str = Field(default="", description="what it says, in words; empty where there is nothing to add")
     samples: int = Field(description="how many were answered")
     total: int | None = Field(default=None, description="how many the task has; null if unknown")
     shots: int = Field(default=0, description="examples before each question")

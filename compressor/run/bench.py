@@ -31,7 +31,7 @@ from compressor.run.bench_measure import (
 )
 from compressor.run.finish import machine, utc_now, versions
 from compressor.run.plan import choose_device, choose_dtype, context_length
-from compressor.run.progress import Voice, quiet
+from compressor.run.progress import Voice, quiet, without_bars
 
 CONTEXTS = (0, 512, 2048)
 """Where to measure unless told otherwise, as far as they fit the model."""
@@ -285,12 +285,10 @@ class _Loaded:
 
 def _load(model: _Model, who: Any, dtype: torch.dtype, device: torch.device, trust: bool) -> _Loaded:
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
     since = time.perf_counter()
-    network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype, trust_remote_code=trust)
+    with without_bars():
+        network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype, trust_remote_code=trust)
     network = network.to(device).eval()
     return _Loaded(who, dtype, time.perf_counter() - since, Contestant(network, device))
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from compressor.engine.checkpoint import open_checkpoint, resolve_model
-from compressor.engine.skeleton import build_skeleton
 from compressor.errors import UserError
-from compressor.run.inputs import load_tokenizer
-from compressor.run.plan import choose_device, choose_dtype, context_length
+from compressor.run.whole import find_model
 
 
 @torch.no_grad()
@@ -31,26 +28,16 @@ def continue_text(
     Raises:
         UserError: unknown model or device, no tokenizer, an empty prompt or one that fills the context.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    folder = resolve_model(model)
-    checkpoint = open_checkpoint(folder)
-    skeleton = build_skeleton(checkpoint, trust_remote_code=trust_remote_code)  # refuses what is incomplete
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    found = find_model(model, trust_remote_code=trust_remote_code)
+    tokenizer = found.tokenizer()
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
     if not ids.numel():
         raise UserError("the prompt has no tokens", fix="--prompt TEXT")
-    room = (context_length(skeleton.config) or ids.numel() + tokens) - ids.numel()
+    room = (found.context or ids.numel() + tokens) - ids.numel()
     if room < 1:
         raise UserError(f"the prompt of {ids.numel()} tokens fills the model's context", fix="shorten --prompt")
-    place = choose_device(device)
-    stored = skeleton.linears[0].dtype
-    logging.disable_progress_bar()
-    network = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=choose_dtype(dtype, place, stored), trust_remote_code=trust_remote_code
-    )
-    network = network.to(place).eval()
+    network = found.load(dtype=dtype, device=device)
+    place = network.device
     generator = torch.Generator().manual_seed(seed)
     out, cache, step = ids.to(place), None, ids.to(place)
     for _ in range(min(tokens, room)):

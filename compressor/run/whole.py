@@ -1,0 +1,70 @@
+"""A model as a whole in memory, the way a user would load it: packed layers with their kernels, linearized ones too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.engine.checkpoint import open_checkpoint, resolve_model
+from compressor.engine.limits import available_memory
+from compressor.engine.skeleton import Skeleton, build_skeleton
+from compressor.errors import UserError
+from compressor.run.inputs import load_tokenizer
+from compressor.run.plan import choose_device, choose_dtype, context_length
+from compressor.run.progress import without_bars
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that could be loaded: its headers were read, nothing else.
+
+    Attributes:
+        name: as it was asked for.
+        trust: whether code of the folder may run.
+    """
+
+    name: str
+    skeleton: Skeleton
+    trust: bool
+
+    @property
+    def folder(self) -> Path:
+        return self.skeleton.checkpoint.folder
+
+    @property
+    def context(self) -> int | None:
+        """Longest context in tokens, if the configuration says."""
+        return context_length(self.skeleton.config)
+
+    def tokenizer(self) -> Any:
+        """Load its tokenizer. UserError: there is none."""
+        return load_tokenizer(self.folder, trust_remote_code=self.trust)
+
+    def load(self, *, dtype: str = "auto", device: str = "auto") -> Any:
+        """Load it through transformers, ready to run.
+
+        Raises:
+            UserError: unknown dtype or device.
+        """
+        from transformers import AutoModelForCausalLM
+
+        place = choose_device(device)
+        precision = choose_dtype(dtype, place, self.skeleton.linears[0].dtype)
+        with without_bars():
+            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=precision, trust_remote_code=self.trust)
+        return model.to(place).eval()
+
+
+def find_model(name: str, *, trust_remote_code: bool = False) -> Found:
+    """Find a model and read its headers.
+
+    Raises:
+        UserError: unknown, incomplete, or larger than the free memory.
+    """
+    checkpoint = open_checkpoint(resolve_model(name))
+    skeleton = build_skeleton(checkpoint, trust_remote_code=trust_remote_code)
+    free = available_memory()
+    if checkpoint.nbytes > free:
+        raise UserError(f"{name} has {checkpoint.nbytes / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free")
+    return Found(name, skeleton, trust_remote_code)

@@ -11,7 +11,7 @@ import pytest
 import repacked
 import tiny_models
 import torch
-from conftest import need_package
+from foreign import need_package
 from torch import Tensor
 
 import compressor  # noqa: F401  # so that transformers knows our folders

@@ -10,7 +10,7 @@ import pytest
 import repacked
 import tiny_models
 import torch
-from conftest import need_package
+from foreign import need_package
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 

@@ -84,14 +84,17 @@ class PackedLinear(nn.Linear):
                 setattr(self, f"weight_{part}", tensor)
             self.released = ""
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.restore()
-        super()._save_to_state_dict(*args, **kwargs)
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.released:
+            rebuilt = self.fast.rebuilt(self.spec)
+            destination.update({f"{prefix}weight_{part}": tensor for part, tensor in rebuilt.items()})
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.restore()
-        self.fast = None  # it is of other numbers
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if any(name.startswith(f"{prefix}weight_") for name in state_dict):  # not where only an adapter is loaded
+            self.restore()
+            self.fast = None  # it is of other numbers
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def check(self) -> None:
         """Raise ValueError, naming the part, when the buffers are not what the spec says."""

@@ -94,7 +94,7 @@ def kernels() -> Native:
 
 def levels() -> list[str]:
     """Instruction sets to measure: what this processor has beyond plain C++, best first."""
-    return [level for number, level in enumerate(LEVELS) if 0 < number <= kernels().best][::-1]
+    return [*reversed(kernels().levels[1:])]
 
 
 def read(s: Setup) -> Contender:

@@ -28,7 +28,13 @@ Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or
 
 # settings field -> flag, section by section
 CALIBRATION_FLAGS = {"sources": "calibration", "nsamples": "nsamples", "seqlen": "seqlen", "seed": "seed"}
-EVALUATION_FLAGS = {"texts": "eval", "windows": "eval-windows", "seqlen": "eval-seqlen", "baseline": "baseline"}
+EVALUATION_FLAGS = {
+    "texts": "eval",
+    "windows": "eval-windows",
+    "seqlen": "eval-seqlen",
+    "baseline": "baseline",
+    "samples": "samples",
+}
 OUTPUT_FLAGS = {"save": "save", "dtype": "dtype", "device": "device", "verify": "verify"}
 SECTIONS: tuple[tuple[str, Any, dict[str, str], str], ...] = (
     ("calibration", CalibrationSettings, CALIBRATION_FLAGS, "Calibration"),

@@ -27,20 +27,27 @@ def compare(
         Path | None,
         typer.Option("--plot", help="Also write a page that plots bytes against perplexity.", metavar="FILE.html"),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Also write a page with everything side by side.", metavar="FILE.html"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: one JSON object.")] = False,
 ) -> None:
     """Compare bytes, bits per weight, and quality where it was measured by the same protocol on the same tokens."""
-    from compressor.report.compare_page import check_target, write_page
+    from compressor.report.compare_page import check_target, write_page, write_side_by_side
     from compressor.report.comparison import compare_texts, missing_commands, read_entries
 
-    plot = plot.expanduser() if plot else None
-    if plot:
-        check_target(plot)
+    plot, html = (path.expanduser() if path else None for path in (plot, html))
+    for path, flag in ((plot, "--plot"), (html, "--html")):
+        if path:
+            check_target(path, flag)
     entries = read_entries(models)
     groups = compare_texts(entries)
     missing = missing_commands(entries)
     if plot:
         write_page(plot, entries, groups)
+    if html:
+        write_side_by_side(html, entries, groups)
     if as_json:
         typer.echo(json_text(compare_json(entries, groups, missing)))
         return
@@ -56,6 +63,8 @@ def compare(
         say(console, f"  {label} was not measured; this measures it: {command}")
     if plot:
         say(console, f"Plotted in {plot}")
+    if html:
+        say(console, f"Side by side in {html}")
 
 
 def size_table(entries: Sequence[Entry]) -> Sheet:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compressor.cli.tables import Sheet, add_row, json_text, new_table, say, wide_console
+from compressor.errors import UserError
 from compressor.report.names import fold_names
 from compressor.report.numbers import ABSENT, bytes_text, parameters_text, percent, share, significant
 from compressor.report.schema import LedgerRow
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 def explain(
     path: Annotated[
-        Path, typer.Argument(help="A model folder: ours, a plain one, or another quantizer's.", metavar="PATH")
+        Path,
+        typer.Argument(
+            help="A model folder: ours, a plain one, or another quantizer's; or a .gguf file.", metavar="PATH"
+        ),
     ],
     scan: Annotated[bool, typer.Option("--scan", help="Read the dense matrices and count their zeros.")] = False,
     every: Annotated[bool, typer.Option("--all", help="One line for every tensor, without folding blocks.")] = False,
@@ -27,8 +31,12 @@ def explain(
 ) -> None:
     """Show the formats, bits, sparsity and size ledger of a model folder, and what can load it. Reads headers only."""
     from compressor.report.contents import read_contents
+    from compressor.report.gguf_contents import gguf_in, read_gguf
 
-    contents = read_contents(path, scan=scan)
+    file = gguf_in(path)
+    if file is not None and scan:
+        raise UserError("--scan reads model folders, not gguf files", fix="leave --scan out")
+    contents = read_contents(path, scan=scan) if file is None else read_gguf(file)
     if as_json:
         typer.echo(json_text(explain_json(contents)))
         return

@@ -1,30 +1,86 @@
-"""``compressor export``: a packed folder in a form that other programs read."""
+"""``compressor export``: a folder in a form that other programs read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from compressor.cli.common import Model
+from compressor.errors import UserError
 
-Format = Literal["dense"]
+Format = Literal["dense", "compressed-tensors", "gguf", "mlx", "gptq"]
+Type = Literal["auto", "F32", "F16", "BF16", "Q8_0", "Q4_0", "TQ2_0", "TQ1_0"]
+TOKENIZERS = Literal["auto", "none"]
 
 
 def export(
     model: Model,
-    output: Annotated[Path, typer.Argument(help="Folder to write; must not exist yet.", metavar="DEST")],
-    form: Annotated[Format, typer.Option("--format", help="What to write: dense, a plain checkpoint.")] = "dense",
+    output: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder to write; must not exist yet. By default MODEL-FORMAT.", metavar="DEST", show_default=False
+        ),
+    ] = None,
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="What to write. dense: a plain checkpoint. compressed-tensors: for stock transformers and vLLM. gguf: "
+            "for llama.cpp and what is built on it. mlx: for mlx-lm on Apple computers. gptq: for readers of GPTQ.",
+        ),
+    ] = "dense",
+    kind: Annotated[
+        Type | None,
+        typer.Option(
+            "--type",
+            help="gguf only: type of the matrices. auto: what says the packed numbers exactly, else F16.",
+            show_default="auto",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        TOKENIZERS | None,
+        typer.Option(
+            "--tokenizer",
+            help="gguf only: auto writes the tokenizer, or refuses one that llama.cpp does not have; none leaves it "
+            "out, and the file then works on token ids alone.",
+            show_default="auto",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="gguf only: say what would be exact and what rounded; write nothing.")
+    ] = False,
 ) -> None:
-    """Write a packed model for other programs. dense: a plain checkpoint, with the names and dtypes of the source.
+    """Write a model for other programs: those who run it need not have compressor.
 
-    Stock transformers loads it, and every runtime that knows the architecture.
+    Whatever a format cannot say is refused, by name and before the work.
 
     Example: compressor export pruned plain --format dense
+
+    Example: compressor export quantized --format gguf --dry-run
     """
     from compressor.report.numbers import bytes_text
-    from compressor.run.export import export_dense
+    from compressor.run.export import default_output, exporter
 
-    done = export_dense(model, output)
-    typer.echo(f"{done.matrices} packed matrices were unpacked; {output} holds {bytes_text(done.tensor_bytes)}")
+    options: dict[str, Any] = {}
+    chosen = {"kind": kind, "tokenizer": tokenizer, "dry_run": dry_run or None}
+    for name, value in chosen.items():
+        if value is not None and form != "gguf":
+            flag = {"kind": "--type", "dry_run": "--dry-run"}.get(name, f"--{name}")
+            raise UserError(f"{flag} belongs to --format gguf, not to {form}", fix=f"leave {flag} out")
+        if value is not None:
+            options[name] = value
+    if form == "gguf":
+        options["say"] = typer.echo
+    output = output or default_output(model, form)
+    done = exporter(form)(model, output, **options)
+    if dry_run:
+        return
+    if form == "dense":
+        typer.echo(f"{done.matrices} packed matrices were unpacked; {output} holds {bytes_text(done.tensor_bytes)}")
+        return
+    values = "every value is that of the folder it was made from" if done.exact else "rounded once more:"
+    typer.echo(f"{output} ({done.form or form}) holds {bytes_text(done.tensor_bytes)}; {values}")
+    for note in done.notes:
+        typer.echo(f"  {note}")

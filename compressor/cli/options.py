@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 import typer
@@ -75,12 +76,24 @@ def method_options(classes: Mapping[str, type[BaseModel]], panel: str) -> list[i
                 about = "; ".join(f"{m}: {classes[m].model_fields[name].description}" for m in users)
                 note = ""
             shared = base.model_fields[name] if common and name in base.model_fields else info
+            if shared is info:
+                shared = _of_all(classes[method].model_fields[name] for method in users)
             differ = [method for method in users if classes[method].model_fields[name].default != shared.default]
             for default in dict.fromkeys(classes[method].model_fields[name].default for method in differ):
                 who = [method for method in differ if classes[method].model_fields[name].default == default]
                 note += f" (default for {', '.join(who)}: {_shown(default)})"
             out.append(option(name, shared, about=about, note=note, panel=panel))
     return out
+
+
+def _of_all(infos: Iterable[FieldInfo]) -> FieldInfo:
+    """The first field; where every one of them is a choice of words, with the words of all."""
+    every = list(infos)
+    first = copy(every[0])
+    if all(get_origin(info.annotation) is Literal for info in every):
+        words = dict.fromkeys(word for info in every for word in get_args(info.annotation))
+        first.annotation = Literal[tuple(words)]  # type: ignore[assignment]
+    return first
 
 
 def with_options(function: Callable[..., Any], options: Iterable[inspect.Parameter]) -> Callable[..., Any]:

@@ -49,13 +49,21 @@ def resolve_model(name: str, *, revision: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a model folder by name, and its ``config.json``."""
+    """The tensors of a model folder by name, and its ``config.json``.
+
+    Attributes:
+        folder: the folder.
+        config: content of config.json.
+        tensors: name -> where it lies: ``shape``, ``dtype``, ``nbytes``. Nothing is read until ``read(name)``.
+        files: the weight files.
+        pickled: tensor name -> the .bin file that holds it, where there is no safetensors.
+    """
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorEntry]
     files: tuple[Path, ...]
-    pickled: dict[str, Path] = field(default_factory=dict)  # tensor name -> .bin file
+    pickled: dict[str, Path] = field(default_factory=dict)
 
     def read(self, name: str, index: tuple[int | slice, ...] = ()) -> Tensor:
         """Read one tensor, or an indexed part of it, in its stored dtype. ``name`` must be one of :attr:`tensors`."""

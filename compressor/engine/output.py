@@ -103,12 +103,14 @@ def shard_name(number: int, count: int) -> str:
     return f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
-def write_shard(folder: Path, number: int, count: int, layout: Layout, read: Callable[[str], Tensor]) -> int:
+def write_shard(
+    folder: Path, number: int, count: int, layout: Layout, read: Callable[[str], Tensor], made_for: str = "pt"
+) -> int:
     """Write one shard, tensor by tensor, and rename it into place. Returns its bytes."""
-    return write_file(folder / shard_name(number, count), order(layout), read)
+    return write_file(folder / shard_name(number, count), order(layout), read, made_for)
 
 
-def finish_shards(folder: Path, count: int) -> None:
+def finish_shards(folder: Path, count: int, made_for: str = "pt") -> None:
     """Join small shards into one file, or write the index over large ones. May be repeated after a kill."""
     shards = [folder / shard_name(number, count) for number in range(1, count + 1)]
     if (folder / "model.safetensors").exists():  # it is renamed into place when complete
@@ -119,7 +121,7 @@ def finish_shards(folder: Path, count: int) -> None:
     total = sum(entry.nbytes for entry in entries.values())
     if total <= ONE_FILE:
         layout = order({name: (entry.dtype, entry.shape) for name, entry in entries.items()})
-        write_file(folder / "model.safetensors", layout, lambda name: read_tensor(entries[name]))
+        write_file(folder / "model.safetensors", layout, lambda name: read_tensor(entries[name]), made_for)
         for shard in shards:
             shard.unlink()
         return
@@ -157,7 +159,8 @@ def copy_companions(source: Path, folder: Path) -> list[str]:
 def building(output: Path) -> Iterator[Path]:
     """Give an empty folder, which takes its place as ``output`` when the body has ended without an error.
 
-    For what is quickly made and begun anew after a kill; a run of hours keeps a journal (``run/session.py``).
+    For what is quickly made and begun anew after a kill; a run of hours keeps a journal (``run/session.py``). When the
+    body fails, nothing is left.
 
     Raises:
         UserError: another process is at it, or the working folder holds something that is not ours.
@@ -169,7 +172,11 @@ def building(output: Path) -> Iterator[Path]:
         clear_working(work)
         folder = work / "model"
         folder.mkdir()
-        yield folder
+        try:
+            yield folder
+        except BaseException:  # half a folder is of no use, least of all on a disk that is full
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         publish(folder, output)
     shutil.rmtree(work, ignore_errors=True)
 

@@ -141,9 +141,12 @@ def read_tensor(entry: TensorEntry) -> Tensor:
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
-def header_bytes(layout: Layout) -> bytes:
-    """Return the exact first bytes of a file that holds ``layout`` in this order, padded to a multiple of 8."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def header_bytes(layout: Layout, made_for: str = "pt") -> bytes:
+    """Return the exact first bytes of a file that holds ``layout`` in this order, padded to a multiple of 8.
+
+    ``made_for`` is the library that the file says it is of: ``pt`` or ``mlx``.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": made_for}}
     offset = 0
     for name, (dtype, shape) in layout.items():
         size = prod(shape) * dtype.itemsize
@@ -164,19 +167,20 @@ def layout_of(tensors: Iterable[tuple[str, Tensor]]) -> Layout:
     return order({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors})
 
 
-def write_file(path: Path, layout: Layout, read: Callable[[str], Tensor]) -> int:
+def write_file(path: Path, layout: Layout, read: Callable[[str], Tensor], made_for: str = "pt") -> int:
     """Write a safetensors file, one tensor in memory at a time, under a temporary name that is renamed at the end.
 
     Args:
         layout: name -> (dtype, shape), in storage order (see :func:`order`).
         read: gives the tensor of a name when its turn comes.
+        made_for: see :func:`header_bytes`.
 
     Returns:
         Bytes written.
     """
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        file.write(header_bytes(layout))
+        file.write(header_bytes(layout, made_for))
         for name, (dtype, shape) in layout.items():
             tensor = read(name).detach().cpu().contiguous()
             if tensor.dtype != dtype or tuple(tensor.shape) != shape:

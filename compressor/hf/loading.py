@@ -88,10 +88,21 @@ def packed_config_class(base_model_type: str) -> Any:
             """Return the text of config.json, whatever ``use_diff`` says."""
             return str(super().to_json_string(use_diff=True))
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _unpickled, (base_model_type, self.__dict__)
+
     _rename(Config, base)
     if base in MODEL_FOR_CAUSAL_LM_MAPPING:
         AutoModelForCausalLM.register(Config, packed_model_class(Config), exist_ok=True)
     return Config
+
+
+def _unpickled(base_model_type: str, content: dict[str, Any]) -> Any:
+    """Return a packed folder's configuration in another process: its class has no name there to be found by."""
+    made = packed_config_class(base_model_type)
+    config = made.__new__(made)
+    config.__dict__.update(content)
+    return config
 
 
 @cache

@@ -1,8 +1,8 @@
 """The compiled kernels: where they come from, and what this processor can run of them.
 
 ``pip install`` compiles them where there is a compiler; ``compressor kernels build`` does so later. The environment
-variable COMPRESSOR_KERNELS chooses what is used: ``auto``, an instruction set (``avx512``, ``avx2``, ``portable``), or
-one of the ways without kernels of our own (``torch``, ``dense``, ``packed``).
+variable COMPRESSOR_KERNELS chooses what is used: ``auto``, an instruction set (``avx512``, ``avx2``, ``neon``,
+``portable``), or one of the ways without kernels of our own (``torch``, ``dense``, ``packed``).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from compressor.errors import UserError
 from compressor.kernels.sources import source_digest
 
 VARIABLE = "COMPRESSOR_KERNELS"
-LEVELS = ("portable", "avx2", "avx512")
+LEVELS = ("portable", "avx2", "avx512", "neon")
 """Instruction sets, by the numbers that the kernels know them by."""
 
-RUNGS = (*reversed(LEVELS), "torch", "dense", "packed")
+RUNGS = ("avx512", "avx2", "neon", "portable", "torch", "dense", "packed")
 """Ways to multiply with a packed matrix, fastest first."""
 
 _asked: ContextVar[str | None] = ContextVar("asked", default=None)
@@ -40,14 +40,19 @@ class Native:
     Attributes:
         module: the extension.
         file: where it was found.
-        best: the highest of :data:`LEVELS` that this processor runs, as a number.
+        levels: those of :data:`LEVELS` that this processor runs, the best one last.
         bf16: whether the processor multiplies bf16.
     """
 
     module: Any
     file: Path
-    best: int
+    levels: tuple[str, ...]
     bf16: bool
+
+    @property
+    def best(self) -> int:
+        """The best of `levels`, by its number; 0 where there is plain C++ only."""
+        return LEVELS.index(self.levels[-1])
 
 
 def built_folder() -> Path:
@@ -80,8 +85,8 @@ def load(file: Path) -> Native:
     made_from = getattr(module, "sources", "unknown")  # unknown: compiled by hand
     if made_from not in ("unknown", source_digest()):
         raise ImportError("made from other sources than those beside it")
-    best, bf16 = module.processor()
-    return Native(module, file, best, bf16)
+    numbers, bf16 = module.processor()
+    return Native(module, file, tuple(LEVELS[number] for number in numbers), bf16)
 
 
 @cache
@@ -124,7 +129,7 @@ def wanted() -> str:
             raise UserError(
                 f"{VARIABLE}={value}, but the kernels are not compiled", fix="run `compressor kernels build`"
             )
-        if LEVELS.index(value) > found.best:
+        if value not in found.levels:
             raise UserError(f"{VARIABLE}={value}, but this processor has no {value}", fix=f"unset {VARIABLE}")
     return value
 
@@ -166,5 +171,5 @@ def rung_and_why() -> tuple[str, str]:
     if found is None:
         return "torch", "the kernels are not compiled; run `compressor kernels build`"
     if not found.best:
-        return "torch", "the kernels are plain C++ on this processor, which has not AVX2"
+        return "torch", "the kernels are plain C++ on this processor: it has neither AVX2 nor NEON with dot products"
     return LEVELS[found.best], "the best that this processor has"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -12,12 +11,13 @@ from typing import Any
 
 from compressor.engine.checkpoint import EMBEDDED, resolve_model
 from compressor.errors import UserError
+from compressor.report.comparable import NOT_IDENTITY, comparable_key, token_hash
 from compressor.report.contents import ABOUT, read_contents
 from compressor.report.files import REPORT, read_report
-from compressor.report.schema import Evaluation, EvaluationRow, Report
+from compressor.report.schema import EvaluationRow, Report
 
-NOT_IDENTITY = frozenset({"use", "path", "revision", "pinned"})
-"""Keys of a protocol that say where a text came from; whether it is the same text the hashes say."""
+COUNTED = frozenset({"sha256", "tokens_in_text", "tokens_dropped"})
+"""Keys that follow from others: of two measurements that differ in these, it is said that the tokens are others."""
 
 
 @dataclass(frozen=True)
@@ -127,18 +127,6 @@ def _from_report(path: Path, label: str, report: Report, weights: int, disk: int
     )
 
 
-def token_hash(text: Evaluation) -> str:
-    """The hash of the token ids, wherever it was recorded; empty when it was not."""
-    return text.tokens_sha256 or str(text.protocol.get("sha256") or "")
-
-
-def comparable_key(text: Evaluation) -> str:
-    """Equal for two measurements that may stand side by side. Without a hash of the tokens the name has to do."""
-    protocol = {key: value for key, value in text.protocol.items() if key not in NOT_IDENTITY}
-    identity = token_hash(text) or f"{text.name} {text.tokens}"
-    return json.dumps([identity, text.windows, protocol], sort_keys=True, default=str)
-
-
 def compare_texts(entries: Sequence[Entry]) -> list[Group]:
     """Group the measurements of all reports; see :class:`Group` for what is marked."""
     groups: dict[str, Group] = {}
@@ -181,7 +169,7 @@ def _mark_differences(groups: Sequence[Group]) -> None:
             reasons = [
                 f"{key} {group.protocol.get(key)} / {other.protocol.get(key)}"
                 for key in keys
-                if key not in NOT_IDENTITY and group.protocol.get(key) != other.protocol.get(key)
+                if key not in (NOT_IDENTITY | COUNTED) and group.protocol.get(key) != other.protocol.get(key)
             ]
             if group.text_sha256 != other.text_sha256:
                 reasons.append("another text of this name")

@@ -105,11 +105,12 @@ class Contents:
         total = self.disk_bytes or 1
         rows = [_row(group, form, members, total, source) for (group, form), members in cells.items()]
         if self.container_bytes:
-            form = "safetensors headers" if self._is_safetensors() else "pickle"
+            form = self._container()
             before = source.container_bytes if source else None
             rows.append(_extra("container", form, self.container_bytes, total, before))
         before = source.other_bytes if source else None
-        rows.append(_extra("config, tokenizer, reader", "files", self.other_bytes, total, before))
+        if self.other_bytes or self.folder.is_dir():
+            rows.append(_extra("config, tokenizer, reader", "files", self.other_bytes, total, before))
         return sorted(rows, key=lambda row: (GROUPS.index(row.group), -row.bytes))
 
     def bytes_of(self, name: str) -> int | None:
@@ -123,8 +124,10 @@ class Contents:
     def _bytes_by_name(self) -> dict[str, int]:
         return {item.name.removesuffix(".weight"): item.bytes for item in self.items}
 
-    def _is_safetensors(self) -> bool:
-        return any(self.folder.glob("*.safetensors"))
+    def _container(self) -> str:
+        if self.storage.method == "gguf":
+            return "gguf header, with the tokenizer"
+        return "safetensors headers" if any(self.folder.glob("*.safetensors")) else "pickle"
 
 
 def _row(group: Group, form: str, members: Sequence[Item], total: int, source: Contents | None) -> LedgerRow:

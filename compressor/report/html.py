@@ -5,51 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
+from compressor.report.chain import chain_of
+from compressor.report.differences import Marked, marked
 from compressor.report.environment import environment
+from compressor.report.kinds import kinds
 from compressor.report.linear_page import linear_page
+from compressor.report.plot_chain import chain_plots
+from compressor.report.plot_heat import BITS, ERROR, SPARSITY, heat_map
 from compressor.report.plot_layers import layer_panels, linear_axis, log_axis
+from compressor.report.plot_treemap import treemap
 from compressor.report.plots import ledger_plot, perplexity_panels
 from compressor.report.schema import GROUPS, Expert, Layer, Report
+from compressor.report.schema_use import Sample
 from compressor.report.sentences import headline, kernels_told, leading_text, what_was_done
+from compressor.report.shades import bits_css
 
 TABLE_LIMIT = 1000
 WORST_SHOWN = 300
-UNIFORM = 0.005  # spread of sparsities below which the bars would show nothing
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Summary of all layers of one kind, over the blocks."""
-
-    name: str
-    count: int
-    sparsity: float
-    bits_per_weight: float
-    median_error: float | None
-    worst: Layer | None
-
-
-def kinds(layers: list[Layer]) -> list[Kind]:
-    """One summary for each kind, in order of appearance. Sparsity and bits are weighted by parameters."""
-    groups: dict[str, list[Layer]] = {}
-    for layer in layers:
-        groups.setdefault(layer.kind, []).append(layer)
-    summaries = []
-    for name, members in groups.items():
-        weights = sum(layer.shape[0] * layer.shape[1] for layer in members) or 1
-        errors = [layer for layer in members if layer.relative_error is not None]
-        summaries.append(
-            Kind(
-                name=name,
-                count=len(members),
-                sparsity=sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in members) / weights,
-                bits_per_weight=sum(layer.bits_per_weight * layer.shape[0] * layer.shape[1] for layer in members)
-                / weights,
-                median_error=median(layer.relative_error or 0.0 for layer in errors) if errors else None,
-                worst=max(errors, key=lambda layer: layer.relative_error or 0.0) if errors else None,
-            )
-        )
-    return summaries
 
 
 def shown_layers(layers: list[Layer], limit: int = TABLE_LIMIT, worst: int = WORST_SHOWN) -> list[Layer]:
@@ -72,8 +44,27 @@ def shown_experts(experts: list[Expert], limit: int = TABLE_LIMIT, fewest: int =
     return [experts[index] for index in sorted(chosen)]
 
 
+@dataclass(frozen=True)
+class Said:
+    """A sample with what differs marked; ``marks`` is None where the source was not asked."""
+
+    sample: Sample
+    marks: Marked | None
+
+
+def said(sample: Sample) -> Said:
+    """Mark the differences of a sample."""
+    return Said(sample, None if sample.dense is None else marked(sample.dense, sample.compressed))
+
+
+def corrected(value: float | None, chance: float | None) -> float | None:
+    """A share of right answers with guessing at 0; ``None`` where one of the two is not known."""
+    return None if value is None or chance is None or chance >= 1 else (value - chance) / (1 - chance)
+
+
 def render_html(report: Report) -> str:
     """The whole page as text."""
+    chain = chain_of(report)
     layers = report.layers
     errors = [layer.relative_error for layer in layers if layer.relative_error is not None]
     zeros = [layer.sparsity for layer in layers]
@@ -86,7 +77,7 @@ def render_html(report: Report) -> str:
             headline=headline(report),
             done=what_was_done(report),
             lead=leading_text(report.evaluation),
-            ledger=ledger_plot(report.size),
+            ledger=(ledger_plot(report.size), ledger_plot(report.size, 400.0)),
             groups=GROUPS,
             perplexities=perplexity_panels(report.evaluation),
             errors=layer_panels(layers, lambda layer: layer.relative_error, log_axis(errors), "Relative error", "err")
@@ -99,7 +90,6 @@ def render_html(report: Report) -> str:
                 "Sparsity",
                 "spa",
             ),
-            uniform=max(zeros, default=0.0) - min(zeros, default=0.0) < UNIFORM,
             zeros=median(zeros) if zeros else 0.0,
             kinds=kinds(layers),
             shown=shown,
@@ -107,5 +97,13 @@ def render_html(report: Report) -> str:
             experts=shown_experts(report.experts),
             linear=linear_page(report.linearization),
             kernels=kernels_told(report),
+            treemap=treemap(report),
+            heat=[found for quantity in (ERROR, BITS, SPARSITY) if (found := heat_map(layers, quantity)) is not None],
+            chain=chain,
+            chain_plots=chain_plots(chain) if chain is not None and chain.texts else None,
+            samples=[said(sample) for sample in report.samples],
+            marked=marked,
+            bits_css=bits_css,
+            corrected=corrected,
         )
     )

@@ -61,9 +61,9 @@ def round_ticks(largest: float, wanted: int = 5) -> list[float]:
     return [index * step for index in range(int(largest / step * 1.0001) + 1)]
 
 
-def ledger_plot(size: Size) -> Markup:
+def ledger_plot(size: Size, width: float = 960.0) -> Markup:
     """Two stacked bars on one scale: the source's weight files above, the output's below, by group of the ledger."""
-    left, right, height = 62.0, 900.0, 34.0
+    left, right, height = 62.0, width - 60, 34.0
     ledger = [row for row in size.ledger if row.group != FILES]
     known = all(row.source_bytes is not None for row in ledger)
     before = _by_group(ledger, source=True) if known else {"source": size.source_bytes}
@@ -72,7 +72,7 @@ def ledger_plot(size: Size) -> Markup:
     largest = max(total_before, total_after, 1)
     scale = (right - left) / largest
     body: list[str] = []
-    for tick in round_ticks(largest):
+    for tick in round_ticks(largest, 5 if width > 600 else 2):
         x = left + tick * scale
         body += [line(x, 8, x, 104, "grid"), text(x, 119, bytes_text(round(tick)), "tick", "middle")]
     for y, word, parts in ((14.0, "source", before), (62.0, "output", after)):
@@ -80,12 +80,12 @@ def ledger_plot(size: Size) -> Markup:
         body.append(text(left - 8, y + 22, word, "label", "end"))
         x = left
         for group, count in parts.items():
-            width = count * scale
+            length = count * scale
             css = f"g{GROUPS.index(group)}" if group in GROUPS else "dense"
-            body.append(bar(x, y, width, height, f"{css} seam", f"{word}: {group}, {bytes_text(count)}"))
-            if width > 62:
-                body.append(text(x + width / 2, y + 22, bytes_text(count), f"on-{css}", "middle"))
-            x += width
+            body.append(bar(x, y, length, height, f"{css} seam", f"{word}: {group}, {bytes_text(count)}"))
+            if length > 62:
+                body.append(text(x + length / 2, y + 22, bytes_text(count), f"on-{css}", "middle"))
+            x += length
         share = f", {percent(total / total_before)}" if word == "output" and total_before else ""
         inside = x + 150 > right + 60
         if not inside:
@@ -94,7 +94,8 @@ def ledger_plot(size: Size) -> Markup:
         "; ".join(f"{group} {bytes_text(count)}" for group, count in after.items())
         + f". Source {bytes_text(total_before)}, output {bytes_text(total_after)}."
     )
-    return picture(960, 126, "Bytes of the weight files of the source and of the output", description, body, "ledger")
+    title = "Bytes of the weight files of the source and of the output"
+    return picture(width, 126, title, description, body, f"ledger{width:.0f}")
 
 
 def _by_group(rows: Sequence[LedgerRow], *, source: bool) -> dict[str, int]:

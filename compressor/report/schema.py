@@ -7,6 +7,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from compressor.report.part import Part
+from compressor.report.schema_chain import EarlierRun, StageResult
+from compressor.report.schema_evaluation import Evaluation as Evaluation
+from compressor.report.schema_evaluation import EvaluationRow as EvaluationRow
 from compressor.report.schema_linear import Linearization
 from compressor.report.schema_use import Exported, Runtime, Sample, TaskResult
 
@@ -113,32 +116,6 @@ class Layer(Part):
     fallback: str | None = Field(default=None, description="what was done instead of what was asked, and why")
 
 
-class EvaluationRow(Part):
-    who: Literal["dense", "compressed", "baseline"] = Field(description="which model was measured")
-    label: str = Field(description="its name for a reader")
-    perplexity: float = Field(description="exp of the mean negative log likelihood of a token, nats")
-    bits_per_byte: float | None = Field(default=None, description="bits per UTF-8 byte; comparable across tokenizers")
-    kl: float | None = Field(default=None, description="mean KL(dense || this), nats per token; null for dense")
-    top1: float | None = Field(default=None, description="how often its first choice is that of dense, 0..1")
-    nll_per_window_stderr: float | None = Field(
-        default=None, description="standard error of the mean negative log likelihood over windows, nats"
-    )
-
-
-class Evaluation(Part):
-    name: str = Field(description="name of the text")
-    protocol: dict[str, Any] = Field(
-        description="seqlen, stride, BOS, ...: under other ones perplexities do not compare"
-    )
-    text_sha256: str = Field(default="", description="SHA-256 of the text in UTF-8")
-    tokens_sha256: str = Field(default="", description="SHA-256 of the token ids; equal means comparable")
-    windows: int = Field(description="token windows evaluated")
-    tokens: int = Field(description="tokens predicted")
-    in_domain: bool = Field(description="whether the text is of the kind the model was calibrated on")
-    in_domain_reason: str = Field(default="", description="why that is said")
-    rows: list[EvaluationRow] = Field(description="dense, compressed and baseline on this text")
-
-
 class Baseline(Part):
     """Plain rounding to as many bytes as the compressed model has: the yardstick every result is held against."""
 
@@ -224,7 +201,14 @@ class Report(Part):
     runtimes: list[Runtime] = Field(default_factory=list, description="programs that loaded it and gave the same")
     tasks: list[TaskResult] = Field(default_factory=list, description="results of the evaluation harness")
     samples: list[Sample] = Field(default_factory=list, description="prompts, and how the models go on")
+    samples_skipped: str | None = Field(default=None, description="why there are none; null where none were asked for")
     exported: Exported | None = Field(default=None, description="null unless this folder is an export of another")
+    stages: list[StageResult] = Field(
+        default_factory=list, description="the stages of the recipe, in order, with what each left behind"
+    )
+    history: list[EarlierRun] = Field(
+        default_factory=list, description="runs that made the source, oldest first; empty where it is an original"
+    )
     timings: list[Timing] = Field(default_factory=list)
     memory: Memory | None = None
     versions: dict[str, str] = Field(default_factory=dict, description="python and packages")

@@ -17,7 +17,7 @@ import torch
 import compressor
 from compressor.errors import UserError
 from compressor.kernels.layers import ACTIVATIONS, exact_activations
-from compressor.kernels.native import LEVELS, VARIABLE, Native, rung_and_why, search
+from compressor.kernels.native import VARIABLE, Native, rung_and_why, search
 from compressor.report.numbers import bytes_text
 
 BESIDE = ("tokenizers", "triton", "peft", "lm-eval", "gguf", "mlx")
@@ -106,8 +106,7 @@ def _devices() -> Iterator[Fact]:
 
 def kernels_text(found: Native) -> str:
     """The instruction sets that compiled kernels have for this processor, in words."""
-    levels = ", ".join(reversed(LEVELS[: found.best + 1]))
-    return f"{levels}{' with bf16 products' if found.bf16 else ''}"
+    return f"{', '.join(reversed(found.levels))}{' with bf16 products' if found.bf16 else ''}"
 
 
 def _kernels() -> Iterator[Fact]:

@@ -41,8 +41,10 @@ from compressor.report.schema import (
 )
 from compressor.report.sentences import judge
 from compressor.run import measure
+from compressor.run.history import history_of
 from compressor.run.plan import predict_layouts
 from compressor.run.session import Run
+from compressor.run.stage_results import stage_results
 
 ORDER = ("dense", "compressed", "baseline")
 
@@ -152,6 +154,7 @@ def make_report(
     size = _size(run, layouts or predict_layouts(skeleton, recipe, specs, run.plan.narrowing), layers)
     baseline = _baseline(run, evaluation, size, layers)
     text_config = skeleton.config.get_text_config()
+    history, unknown = history_of(skeleton.checkpoint)
     return Report(
         tool=Tool(version=compressor.__version__, command=run.options.command, started=started, seconds=0.0),
         model=Model(
@@ -172,6 +175,8 @@ def make_report(
         evaluation=evaluation,
         baseline=baseline,
         verification=verification,
+        stages=stage_results(run),
+        history=history,
         timings=[Timing(what=what, seconds=seconds) for what, seconds in run.seconds.items()],
         memory=Memory(
             peak_rss_bytes=peak_memory(),
@@ -185,7 +190,7 @@ def make_report(
         resumed=_resumed(run),
         experts=experts,
         carried_over=list(skeleton.extra),
-        warnings=warnings + _warnings(evaluation, skeleton.extra),
+        warnings=warnings + unknown + _warnings(evaluation, skeleton.extra),
         fallbacks=[f"{name}: {why}" for name, why in fallbacks.items()]
         + [f"{layer.name}: factorization needed {', '.join(layer.rungs)}" for layer in layers if layer.rungs],
     )

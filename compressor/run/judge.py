@@ -34,10 +34,22 @@ def judge_model(
 ) -> list[dict[str, Any]]:
     """Measure a model on texts. One decoder block is in memory at a time.
 
+    Args:
+        model: folder, hub id, or ``embedded``.
+        against: the model it was made from, for divergence and agreement; its vocabulary must be the same.
+        texts: named texts or files; by default the one that is judged on without a word.
+        windows: token windows of each text; by default all.
+        seqlen: tokens in a window; by default 2048, or the model's context.
+        stride: tokens from one window to the next; by default ``seqlen``.
+        bos: begin every window with the BOS token, which then counts as one of its ``seqlen``.
+        dtype: auto (float32 on CPUs), float32, bfloat16 or float16.
+        device: auto, cpu, cuda, ...
+        trust_remote_code: run code that the folder brings along.
+        voice: how to speak; silent by default.
+
     Returns:
         For each text: ``name``, ``protocol``, ``windows``, ``tokens`` and ``rows`` (one for each model: perplexity,
-        bits
-        per byte, and with ``against`` mean KL(base || model) in nats a token and top-1 agreement).
+        bits per byte, and with ``against`` mean KL(base || model) in nats a token and top-1 agreement, 0 to 1).
 
     Raises:
         UserError: unknown model, text, device or dtype; models with different vocabularies; logits not finite.

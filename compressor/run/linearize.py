@@ -261,7 +261,7 @@ def _finish(
         run.voice.detail("reloading the result in a fresh process")
         verification = verifier.check(
             streams["probe"].ids, runner.logits(streams["probe"], slice(0, 1)), run.inputs.texts
-        )
+        ).verification
         run.timed("verifying in a fresh process", since)
     since = time.perf_counter()
     evaluation = []

@@ -21,6 +21,12 @@ class Options:
     """What decides how a run behaves, but not the bytes of its output.
 
     Attributes:
+        output: folder to write; appears when it is complete.
+        fresh: forget an interrupted run instead of going on with it.
+        overwrite: replace an output that compressor has written.
+        trust_remote_code: run code that the model's folder brings along.
+        revision: branch, tag or commit of a hub id.
+        command: what the report says was typed.
         own_process: nothing else lives in this process: the garbage collector need not look at what is loaded by the
             time the run begins.
     """

@@ -33,6 +33,7 @@ class EvaluationSettings(BaseModel):
     windows: int = Field(32, ge=1, description="token windows evaluated of each text")
     seqlen: int | None = Field(None, ge=2, description="tokens in an evaluation window (default: as calibration)")
     baseline: bool = Field(True, description="set plain rounding of the same bytes beside the result")
+    samples: int = Field(2, ge=0, le=16, description="texts that source and result go on with, for the report; 0: none")
 
     @field_validator("texts")
     @classmethod

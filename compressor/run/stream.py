@@ -52,7 +52,9 @@ from compressor.run.planes import settled
 from compressor.run.progress import Voice, quiet
 from compressor.run.rank_survey import survey_ranks
 from compressor.run.recipe import Recipe
+from compressor.run.samples import asked_of, samples_of
 from compressor.run.session import Options, Run
+from compressor.run.stage_results import after_stage
 from compressor.run.transform import BlockWork, apply_stage, open_block, pack_block
 from compressor.run.tuning import prepare_stage, tune_stage
 from compressor.run.verify import Verifier
@@ -64,6 +66,15 @@ def foresee(
     recipe: Recipe, model: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> tuple[Checkpoint, Plan]:
     """Open a model's headers and plan a recipe on it. Reads no weights.
+
+    Args:
+        recipe: what would be done.
+        model: local folder, hub id, or ``embedded``.
+        trust_remote_code: run code that the model's folder brings along.
+        revision: branch, tag or commit of a hub id.
+
+    Returns:
+        The headers, and the plan: ``violations`` in words, ``specs`` of matrices, ``output_bytes``, ``memory_bytes``.
 
     Raises:
         UserError: anything wrong with the model folder, or with the recipe on this model.
@@ -248,6 +259,7 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
         run.runner.step(block, run.streams["dense"])
         run.timed("evaluating", since)
     experts: list[dict[str, Any]] = []
+    left: list[dict[str, Any]] = []
     for number, stage in enumerate(run.stages):
         chosen = [linear for linear in run.plan.targets[number] if linear.block == block]
         stream = run.streams.get(f"stage {number}")
@@ -258,6 +270,7 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
             else:
                 experts = decompose_block(run, number, block, chosen, work)
             run.timed("solving", since)
+            left.append(after_stage(work, chosen))
             _pass_on(run, block, stream)
             continue
         reference = run.streams.get(f"stage {number} before")
@@ -283,6 +296,7 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
             since = time.perf_counter()
             tune_stage(stage, chosen, work, before, run.runner, block, stream, reference.states)
             run.timed("learning", since)
+        left.append(after_stage(work, chosen))
         _pass_on(run, block, stream)
     since = time.perf_counter()
     for name in run.outputs:
@@ -298,7 +312,8 @@ def _visit_block(run: Run, block: int) -> dict[str, Any]:
         write.write_block(run.folder, run.plan, block, specs, parts, work)
     run.runner.release_block(block)
     run.timed("packing and writing", since)
-    return {"specs": specs, "layers": list(work.layers.values()), "baseline": baseline, "experts": experts}
+    layers = list(work.layers.values())
+    return {"specs": specs, "layers": layers, "baseline": baseline, "experts": experts, "stages": left}
 
 
 def _pass_on(run: Run, block: int, stream: Stream | None) -> None:
@@ -330,17 +345,19 @@ def _finish(run: Run, verifier: Verifier | None, started: str, began: float, war
     finish_shards(run.folder, run.blocks + 1)
     write.write_companions(run.folder, run.plan, specs)
     run.timed("packing and writing", since)
-    verification = None
+    verification, said, asked = None, None, asked_of(run)
     if verifier is not None:
         run.voice.detail("reloading the result in a fresh process")
         since = time.perf_counter()
         probe = run.streams["probe"]
-        verification = verifier.check(probe.ids, run.coded.logits(probe, slice(0, 1)), run.inputs.texts)
+        checked = verifier.check(probe.ids, run.coded.logits(probe, slice(0, 1)), run.inputs.texts, asked)
+        verification, said = checked.verification, checked.said
         run.timed("verifying in a fresh process", since)
     since = time.perf_counter()
     evaluation = finish.evaluate(run)
     run.timed("evaluating", since)
     report = finish.make_report(run, specs, evaluation, verification, started, warnings)
+    report.samples, report.samples_skipped = samples_of(asked, said, run.inputs.tokenizer)
     report.tool.seconds = time.perf_counter() - began
     finish.write(report, run)
     return report

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from compressor.run.kernel_cost import chosen_windows, kernel_cost
 from compressor.run.measure import Texts
 from compressor.run.plan import PROCESS_BYTES, Plan
 from compressor.run.recipe import Recipe
+from compressor.run.samples import Asked, continuations
 
 # Largest difference of a logit allowed, relative to the largest logit: another order of sums, nothing more.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -61,6 +63,14 @@ serve()
 """
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What the process found; ``said`` as from :func:`compressor.run.samples.continuations`, None where not asked."""
+
+    verification: Verification
+    said: dict[str, Any] | None
+
+
 class Verifier:
     """Holds the waiting process."""
 
@@ -74,10 +84,11 @@ class Verifier:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def check(self, ids: Tensor, logits: Tensor, texts: Texts | None = None) -> Verification:
+    def check(self, ids: Tensor, logits: Tensor, texts: Texts | None = None, asked: Asked | None = None) -> Checked:
         """Ask for the logits of ``ids`` (1, T) and compare them with ``logits`` (1, T, vocabulary) fp32.
 
-        The process multiplies exactly; after that it measures on the first of ``texts`` what the kernels cost.
+        The process multiplies exactly; then it lets the models go on with what is ``asked``, and measures on the
+        first of ``texts`` what the kernels cost.
 
         Raises:
             UserError: the folder does not load, or does something else; it is not published.
@@ -85,6 +96,7 @@ class Verifier:
         since = time.perf_counter()
         dense = self.plan.skeleton.parameters() * self.plan.dtype.itemsize
         whole = 2 * dense + PROCESS_BYTES < available_memory()
+        both = 3 * dense + PROCESS_BYTES < available_memory()
         windows, skipped = self._to_measure(texts, whole)
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(scratch) / "logits.pt"
@@ -97,6 +109,7 @@ class Verifier:
                 "container": self.plan.container,
                 "target": str(target),
                 "measured": None if windows is None else windows.tolist(),
+                "samples": asked.request() if asked is not None and asked.prompts is not None and both else None,
             }
             answer, _ = self.process.communicate(json.dumps(request) + "\n")
             lines = answer.strip().splitlines()
@@ -121,16 +134,19 @@ class Verifier:
         if texts is not None and (facts := said["kernels"]) is not None:
             kernels = KernelCost(text=texts.texts[0].name, **facts) if "rung" in facts else None
             skipped = facts.get("skipped")
-        return Verification(
+        spent = said["seconds"] + (kernels.seconds if kernels is not None else 0.0)
+        verification = Verification(
             passed=True,
             mode="whole model" if whole else "block by block",
             route=self.route,
             max_abs_difference=difference,
             tokens=ids.numel(),
-            seconds=time.perf_counter() - since - (kernels.seconds if kernels is not None else 0.0),
+            seconds=time.perf_counter() - since - spent,
             kernels=kernels,
             kernels_skipped=skipped,
         )
+        small = {"skipped": "source and result together do not fit the free memory"}
+        return Checked(verification, said["samples"] if both else small)
 
     def _to_measure(self, texts: Texts | None, whole: bool) -> tuple[Tensor | None, str | None]:
         """The windows on which the kernels' cost is measured, or why it is not."""
@@ -204,11 +220,15 @@ def serve() -> None:
     line = sys.stdin.readline()
     if not line.strip():
         return
-    request, problem, kernels = json.loads(line), None, None
+    request, problem, kernels, samples, seconds = json.loads(line), None, None, None, 0.0
     try:
         logits, model = recompute(request)
         torch.save(logits, request["target"])
+        since = time.perf_counter()
+        samples = request["samples"] and continuations(model, request["samples"])
+        seconds = time.perf_counter() - since
         kernels = request["measured"] and _cost(model, torch.tensor(request["measured"]))
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    print(json.dumps({"problem": problem, "kernels": kernels}), flush=True)
+    answer = {"problem": problem, "kernels": kernels, "samples": samples, "seconds": seconds}
+    print(json.dumps(answer), flush=True)

@@ -15,15 +15,19 @@ def test_export(command: Command, llama: Path, tmp_path: Path) -> None:
     assert result.code == 0 and "packed matrices were unpacked" in result.out, result
     again = command("export", packed, tmp_path / "again")  # dense is the default
     assert again.code == 0 and tiny_models.digest(tmp_path / "again") == tiny_models.digest(tmp_path / "plain")
+    assert command("export", packed).code == 0  # beside the model is where it goes by default
+    assert tiny_models.digest(tmp_path / "packed-dense") == tiny_models.digest(tmp_path / "plain")
     assert command("generate", tmp_path / "plain", "--prompt", "the", "-n", "2").code == 0
 
 
 def test_mistakes_are_one_line(command: Command, llama: Path, tmp_path: Path) -> None:
     for arguments, word in (
         ([llama, tmp_path / "out"], "plain checkpoint already"),
-        ([llama, tmp_path / "out", "--format", "gguf"], "'dense'"),
+        ([llama, tmp_path / "out", "--format", "ggml"], "'dense'"),
+        ([llama, tmp_path / "out", "--type", "F16"], "--type belongs to --format gguf"),
+        ([llama, tmp_path / "out", "--dry-run"], "--dry-run belongs to --format gguf"),
         ([tmp_path / "absent", tmp_path / "out"], "no model at"),
-        ([llama], "DEST"),
+        (["--format", "dense"], "MODEL"),
     ):
         result = command("export", *arguments)
         assert result.code == 2 and result.out == "", result

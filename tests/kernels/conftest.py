@@ -24,7 +24,6 @@ def kernels() -> Iterator[search.Native]:
     """The kernels under test. They stay loaded for the tests that need none."""
     named = os.environ.get("COMPRESSOR_TEST_KERNELS")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(search.VARIABLE, raising=False)
         if named:
             patch.setattr(search, "candidates", lambda: [Path(named)])
         search.forget()
@@ -42,3 +41,9 @@ def kernels() -> Iterator[search.Native]:
         assert found is not None, search.search()[1]
         yield found
     search.forget()
+
+
+@pytest.fixture(autouse=True)
+def no_rung_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of other folders have one; here they choose their own."""
+    monkeypatch.delenv(search.VARIABLE, raising=False)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from compressor.kernels.matrix import Kind, Matrix
+from compressor.kernels.matrix import Kind, Matrix, aligned
 from compressor.kernels.records import WIDEST_SUM, int_records, joint_numbers, sign_records, trit_records
 from compressor.kernels.streams import partial_stream, sparse_codes_stream, sparse_stream
+
+HERE = ("portable", "neon") if platform.machine() in ("arm64", "aarch64") else ("portable", "avx2", "avx512")
+"""Instruction sets of processors like this one."""
 
 
 @dataclass(frozen=True)
@@ -151,16 +155,56 @@ CASES: dict[str, Callable[..., Case]] = {
 }
 
 
-def rounded(x: Tensor, kb: int) -> Tensor:
-    """(tokens, n) -> fp64: every ``kb`` inputs of a token rounded to 8 bits, as native/quantize.hpp says."""
+def whole_numbers(m: int, n: int, level: str) -> list[Case]:
+    """Matrices whose products with whole numbers up to 127 are multiples of 1/64 that fp32 has, for n up to 256."""
+    g = numbers(11, m, n)
+    scale = torch.ones(m, groups_of(n, 64), dtype=torch.float16)
+    out = []
+    for planes in (1, 2, 3):
+        entries = torch.randint(-1, 2, (planes, m, n), generator=g).to(torch.int8)
+        share = torch.tensor([1, 0.5, 0.25])[:planes, None, None]
+        made = trit_records(entries, scale * share.half(), 64, level)
+        if made.extra is not None:  # planes joined without a rest
+            made = replace(made, extra=torch.full_like(made.extra, 32 if level in WIDEST_SUM else 64))
+        out.append(Case(made, [(entries.double() * share.double()).sum(0)]))
+    for bits in (2, 3, 4, 8):
+        most = 1 << (bits - 1)
+        codes = torch.randint(-most, most, (m, n), generator=g).to(torch.int8)
+        zero = torch.randint(-most, most, scale.shape, generator=g).to(torch.int8)
+        made = int_records(codes, scale.float(), zero, bits, 64)
+        out.append(Case(made, [codes.double() - spread(zero, 64, n)]))
+    plus, marked = torch.rand(m, n, generator=g) < 0.5, torch.rand(m, n, generator=g) < 0.2
+    binary = plus.double() * 2 - 1 + 0.25
+    out.append(Case(sign_records(plus, scale, scale * 0.25, 64), [binary]))
+    codes = torch.randint(0, 256, (m, n), generator=g).to(torch.uint8)
+    step, zero = torch.full((m,), 0.25), torch.randint(0, 256, (m,), generator=g).float()
+    grid = (codes.double() - zero.double()[:, None]) * 0.25
+    one = scale[:, :1]
+    made = partial_stream(plus & ~marked, one, one * 0.25, n, marked, codes, step, zero)
+    out.append(Case(made, [torch.where(marked, grid, binary)]))
+    out.append(Case(sparse_codes_stream(codes, marked, step, zero), [grid * marked]))
+    weight = torch.randint(-127, 128, (m, n), generator=g)
+    for dtype, kind in ((torch.bfloat16, Kind.DENSE_BF16), (torch.float16, Kind.DENSE_FP16)):
+        out.append(Case(sparse_stream(weight.to(dtype), marked), [weight.double() * marked]))
+        out.append(Case(Matrix(kind, m, n, 128, 1.0, aligned(weight.to(dtype))), [weight.double()]))
+    return out
+
+
+def quantized(x: Tensor, kb: int) -> tuple[Tensor, Tensor]:
+    """(tokens, n) -> whole numbers (tokens, groups, kb), their scales (tokens, groups, 1); see native/quantize.hpp."""
     tokens, n = x.shape
     wide = torch.nn.functional.pad(x.float(), (0, -n % kb)).view(tokens, -1, kb)
     largest = wide.abs().amax(-1, keepdim=True)
     zero = largest < 1e-30
     inverse = torch.div(torch.full_like(largest, 127.0), torch.where(zero, 1, largest))  # 127 / x would not divide
     q = torch.round(wide * inverse).masked_fill(zero, 0)
-    scale = torch.div(largest, torch.full_like(largest, 127.0)).masked_fill(zero, 0)
-    return (q.double() * scale.double()).view(tokens, -1)[:, :n]
+    return q, torch.div(largest, torch.full_like(largest, 127.0)).masked_fill(zero, 0)
+
+
+def rounded(x: Tensor, kb: int) -> Tensor:
+    """(tokens, n) -> fp64: every ``kb`` inputs of a token rounded to 8 bits."""
+    q, scale = quantized(x, kb)
+    return (q.double() * scale.double()).view(len(x), -1)[:, : x.shape[1]]
 
 
 def inputs(case: Case, x: Tensor, exact: bool) -> list[Tensor]:

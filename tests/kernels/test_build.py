@@ -159,7 +159,7 @@ def test_the_variable_forces_a_rung(value: str, kernels: Native, monkeypatch: py
     elif word not in RUNGS:
         with pytest.raises(UserError, match=f"COMPRESSOR_KERNELS={word}: expected auto, avx512.*; unset"):
             rung()
-    elif word in LEVELS and LEVELS.index(word) > kernels.best:
+    elif word in LEVELS and word not in kernels.levels:
         with pytest.raises(UserError, match=f"this processor has no {word}"):
             rung()
     else:
@@ -172,12 +172,15 @@ def test_rungs_of_lesser_machines(kernels: Native) -> None:
 
 
 def lesser_machines(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> None:
-    for best, expected in ((0, "torch"), (1, "avx2"), (2, "avx512")):
-        monkeypatch.setattr(search, "native", lambda best=best: replace(kernels, best=best))
-        assert rung() == expected
+    for levels, expected in (
+        (("portable",), "torch"), (("portable", "avx2"), "avx2"), (("portable", "avx2", "avx512"), "avx512"),
+        (("portable", "neon"), "neon"),
+    ):  # fmt: skip
+        monkeypatch.setattr(search, "native", lambda levels=levels: replace(kernels, levels=levels))
+        assert rung() == expected and LEVELS[replace(kernels, levels=levels).best] == levels[-1]
         for level in LEVELS:
             monkeypatch.setenv(search.VARIABLE, level)
-            if LEVELS.index(level) <= best:
+            if level in levels:
                 assert rung() == level
             else:
                 with pytest.raises(UserError, match=f"no {level}"):
@@ -196,7 +199,7 @@ def lesser_machines(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("way", RUNGS)
 def test_every_rung_multiplies(way: str, kernels: Native, monkeypatch: pytest.MonkeyPatch) -> None:
-    if way in LEVELS and LEVELS.index(way) > kernels.best:
+    if way in LEVELS and way not in kernels.levels:
         pytest.skip(f"this processor has no {way}")
     monkeypatch.setenv(search.VARIABLE, way)
     g = torch.Generator().manual_seed(1)

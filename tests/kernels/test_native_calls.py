@@ -49,12 +49,12 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def test_the_same_bytes_for_any_number_of_threads(kernels: Native) -> None:
-    for number in range(kernels.best + 1):
+    for number, level in enumerate(kernels.levels):
         torch.set_num_threads(1)
-        want = answers(LEVELS[number])
+        want = answers(level)
         for threads in random.Random(number).sample(range(2, 40), 4):
             torch.set_num_threads(threads)
-            assert same(answers(LEVELS[number]), want), (LEVELS[number], threads)
+            assert same(answers(level), want), (level, threads)
 
 
 def test_many_python_threads_at_once(kernels: Native) -> None:
@@ -152,7 +152,7 @@ def wrong_words(matrix: Matrix) -> list[dict[str, Any]]:
         "bias": [2, 3, None],
         "exact": [-1, 2],
         "threads": [0, -1, 1025],
-        "level": [-1, 3],
+        "level": [-1, len(LEVELS)],
     }
     values["m"].append(matrix.m + 16)
     if matrix.kind <= Kind.SIGN:
@@ -222,9 +222,9 @@ def test_starts_that_are_wrong_are_refused(kernels: Native) -> None:
 def test_levels_that_the_processor_has_not_are_refused(kernels: Native) -> None:
     matrix = CASES["trit2"](50, 300, 128, "portable").matrix
     x, out = torch.randn(1, 300), torch.empty(1, 50)
-    for level in range(3):
-        arguments = words(matrix, x, out, level=level).values()
-        if level <= kernels.best:
+    for number, level in enumerate(LEVELS):
+        arguments = words(matrix, x, out, level=number).values()
+        if level in kernels.levels:
             kernels.module.linear(*arguments)
         else:
             with pytest.raises(ValueError, match="instruction set"):
@@ -268,9 +268,10 @@ def test_memory_is_read_whole(kernels: Native) -> None:
     want = 0
     for word in words_.tolist():
         want ^= word & (1 << 32) - 1
-    for level in range(kernels.best + 1):
+    for level in kernels.levels:
         for threads in (1, 2, 7):
-            assert kernels.module.read_memory(words_.data_ptr(), 4 * len(words_), threads, level) == want
+            found = kernels.module.read_memory(words_.data_ptr(), 4 * len(words_), threads, LEVELS.index(level))
+            assert found == want
 
 
 def test_nothing_is_written_beside_the_output(kernels: Native) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_cases import CASES, Case, excess, numbers
+from kernel_cases import CASES, HERE, Case, excess, numbers, quantized, whole_numbers
 from torch import Tensor
 
 from compressor.kernels import matrix as matrices
@@ -35,7 +35,7 @@ def kernels_only(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
 
 def need(kernels: Native, level: str) -> None:
-    if LEVELS.index(level) > kernels.best:
+    if level not in kernels.levels:
         pytest.skip(f"this processor has no {level}")
 
 
@@ -53,7 +53,7 @@ def check(case: Case, x: Tensor, level: str, exact: bool, bias: Tensor | None = 
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", HERE)
 def test_products_are_those_of_fp64(level: str, name: str, kernels: Native) -> None:
     need(kernels, level)
     for index, (m, n, group) in enumerate(SHAPES):
@@ -76,7 +76,7 @@ def test_every_dtype_with_bias(name: str, kernels: Native) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", HERE)
 def test_matrices_are_unpacked_as_stored(level: str, name: str, kernels: Native) -> None:
     need(kernels, level)
     for m, n, group in SHAPES:
@@ -94,7 +94,7 @@ def test_matrices_are_unpacked_as_stored(level: str, name: str, kernels: Native)
 def test_any_shape(
     kernels: Native, name: str, m: int, n: int, group: int, tokens: int, dtype: torch.dtype, exact: bool, level: int
 ) -> None:
-    word = LEVELS[min(level, kernels.best)]
+    word = kernels.levels[min(level, len(kernels.levels) - 1)]
     check(CASES[name](m, n, group, word), activations(tokens, n, dtype), word, exact)
 
 
@@ -107,8 +107,7 @@ def test_more_tokens_than_are_held_at_once(kernels: Native) -> None:
 
 def test_sums_that_fill_their_registers(kernels: Native) -> None:
     """The largest entries and inputs there are, all of one sign: nothing may wrap around or saturate."""
-    for number in range(kernels.best + 1):
-        level = LEVELS[number]
+    for level in kernels.levels:
         for sign in (1, -1):
             for tokens in (1, 5):
                 x = torch.full((tokens, 4096), 127.0 * sign)
@@ -140,6 +139,38 @@ def extremes(level: str) -> list[Case]:
     return out
 
 
+@pytest.mark.parametrize("level", HERE)
+def test_whole_numbers_come_out_exactly(level: str, kernels: Native) -> None:
+    """The sums are the same integers on every instruction set: what fp32 can say of them is said to the last bit."""
+    need(kernels, level)
+    for m, n in ((1, 5), (17, 129), (48, 256)):
+        for tokens in (1, 2, 3, 4, 5, 12, 13):
+            x = torch.randint(-127, 128, (tokens, n), generator=numbers(6, tokens, n)).float()
+            x[:, ::32] = 127  # so that rounding changes nothing
+            for case in whole_numbers(m, n, level):
+                for exact in (False, True):
+                    y = case.matrix.product(x, None, level, exact)
+                    assert torch.equal(y.double(), x.double() @ case.dense.T), (case.matrix.kind, m, n, tokens, exact)
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_activations_are_rounded_to_the_same_integers(level: str, kernels: Native) -> None:
+    """One group: an integer times the scale of the activations, rounded once, whatever the activations are."""
+    need(kernels, level)
+    levels = (Kind.TRIT1, Kind.INT2, Kind.INT3, Kind.INT4, Kind.INT8)
+    for n in (7, 64):
+        cases = [case for case in whole_numbers(33, n, level) if case.matrix.kind in levels]
+        assert len(cases) == len(levels)
+        for tokens in (1, 3, 4, 13):
+            for dtype in DTYPES:
+                x = activations(tokens, n, dtype)
+                q, scale = quantized(x, 64)
+                for case in cases:
+                    whole = q[:, 0, :n].double() @ case.dense.T
+                    y = case.matrix.product(x.float(), None, level, False)
+                    assert torch.equal(y, whole.float() * scale[:, 0]), (case.matrix.kind, n, tokens, dtype)
+
+
 def test_strides(kernels: Native) -> None:
     level = LEVELS[kernels.best]
     case = CASES["trit2"](50, 300, 128, level)
@@ -163,7 +194,7 @@ def test_no_tokens_and_a_token_of_zeros(kernels: Native) -> None:
                 assert torch.equal(y, bias.expand(tokens, -1)), name
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", HERE)
 def test_tiny_activations(level: str, kernels: Native) -> None:
     """Groups below 1e-30 count as zero; denormal numbers are not an accident, and one does not slow or spoil others."""
     need(kernels, level)
@@ -179,7 +210,7 @@ def test_tiny_activations(level: str, kernels: Native) -> None:
             check(case, half, level, False)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", HERE)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_not_finite_stays_in_its_token(level: str, dtype: torch.dtype, kernels: Native) -> None:
     need(kernels, level)

@@ -280,7 +280,7 @@ def test_parts_that_were_not_measured_leave_no_trace(make_report: Make) -> None:
     content.selection, content.transfer, content.distillation = None, [], None
     content.proof.positions, content.proof.recall, content.proof.decode, content.proof.samples = None, None, None, []
     page = render_html(report)
-    for words in ("Perplexity by position", "Recall beyond", "Decoding", "Samples", "End to end"):
+    for words in ("Perplexity by position", "Recall beyond", "Decoding", "Samples, continued", "End to end"):
         assert words not in page
     assert "Checks" in page
     content.proof = None

@@ -20,9 +20,11 @@ from compressor.errors import UserError
 from compressor.report.compare_page import check_target, render_page, summary, write_page
 from compressor.report.comparison import Entry, Group, compare_texts, read_entries
 from compressor.report.files import write_report
+from compressor.report.numbers import tick_bytes
 from compressor.report.pareto import Point, dominates, points_of
+from compressor.report.plot_axes import span_axis
 from compressor.report.plot_labels import AROUND, OUTSIDE, Box, Mark, cross, place_labels, shortened, text_width
-from compressor.report.plot_pareto import BROAD, SLIM, cap_of, pareto_plot, span_axis, tick_bytes
+from compressor.report.plot_pareto import BROAD, SLIM, cap_of, pareto_plot
 from compressor.report.schema import Report
 
 Make = Callable[..., Report]

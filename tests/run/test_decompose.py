@@ -22,7 +22,7 @@ from compressor.errors import UserError
 from compressor.formats import Dense, GroupInt, LowRank, Sum
 from compressor.report.sentences import classes_told
 from compressor.run import gates, gates_paper, rank_survey, stream
-from compressor.run.export import export_dense
+from compressor.run.export_dense import export_dense
 from compressor.run.recipe import make_recipe
 
 STAGES: list[dict[str, Any]] = [

@@ -19,7 +19,7 @@ import compressor  # noqa: F401  # so that transformers knows our folders
 from compressor.engine.checkpoint import open_checkpoint
 from compressor.engine.skeleton import build_skeleton
 from compressor.errors import UserError
-from compressor.run.export import export_dense, names_of_experts
+from compressor.run.export_dense import export_dense, names_of_experts
 
 IDS = tiny_models.random_ids(2)
 
@@ -95,7 +95,7 @@ def test_experts_go_back_into_fused_tensors_where_transformers_expects_these(
 ) -> None:
     model = tiny_models.random_model("qwen3_moe")
     assert len(names_of_experts(model)) == 3  # its files hold experts apart
-    monkeypatch.setattr("compressor.run.export.names_of_experts", lambda _: [])
+    monkeypatch.setattr("compressor.run.export_dense.names_of_experts", lambda _: [])
     source = tiny_models.save(model, tmp_path / "source")
     packed = repacked.repack(source, tmp_path / "packed", repacked.everything)
     export_dense(str(packed), tmp_path / "plain")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import Command, make_command
-from conftest import need_package
+from foreign import need_package
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

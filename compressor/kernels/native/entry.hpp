@@ -7,10 +7,14 @@ namespace {
 
 constexpr long kSlack = 64;  // bytes behind a stream that may be read
 
-enum Level : int { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
+enum Level : int { PORTABLE = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
 
 struct Machine {
-  bool avx2 = false, avx512 = false, bf16 = false;
+  bool avx2 = false, avx512 = false, neon = false;
+  bool bf16 = false;  // products of bf16
+  bool has(int level) const {
+    return level == PORTABLE || (level == AVX2 && avx2) || (level == AVX512 && avx512) || (level == NEON && neon);
+  }
 };
 
 Machine look() {
@@ -23,7 +27,14 @@ Machine look() {
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                  __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
                  __builtin_cpu_supports("avx512vbmi2");
-  found.bf16 = found.avx512 && __builtin_cpu_supports("avx512bf16");
+  found.bf16 = found.avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bitalg");
+#elif defined(COMPRESSOR_ARM) && defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  found.neon = sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#elif defined(COMPRESSOR_ARM) && defined(__linux__)
+  constexpr unsigned long kDotProducts = 1UL << 20;  // HWCAP_ASIMDDP, which old headers have not
+  found.neon = (getauxval(AT_HWCAP) & kDotProducts) != 0;
 #endif
   return found;
 }
@@ -118,8 +129,8 @@ Matrix matrix_from(Arguments& in) {
 }
 
 int level_from(Arguments& in) {
-  const int level = static_cast<int>(in.number("level", PORTABLE, AVX512));
-  in.expect(level == PORTABLE || (level == AVX2 ? machine.avx2 : machine.avx512), "instruction set: this processor has it not");
+  const int level = static_cast<int>(in.number("level", PORTABLE, NEON));
+  in.expect(machine.has(level), "instruction set: this processor has it not");
   return level;
 }
 
@@ -127,6 +138,8 @@ void run_at(int level, const Call& call) {
 #if defined(__x86_64__)
   if (level == AVX512) return avx512::run(call);
   if (level == AVX2) return avx2::run(call);
+#elif defined(COMPRESSOR_ARM)
+  if (level == NEON) return neon::run(call);
 #endif
   portable::run(call);
 }
@@ -180,6 +193,8 @@ PyObject* unpack(PyObject*, PyObject* const* args, Py_ssize_t count) {
 #if defined(__x86_64__)
     if (level == AVX512) return avx512::unpack(w, out, dtype, threads);
     if (level == AVX2) return avx2::unpack(w, out, dtype, threads);
+#elif defined(COMPRESSOR_ARM)
+    if (level == NEON) return neon::unpack(w, out, dtype, threads);
 #endif
     portable::unpack(w, out, dtype, threads);
   });
@@ -235,8 +250,8 @@ PyObject* pack_rows(PyObject*, PyObject* const* args, Py_ssize_t count) {
 // Reading a matrix is a long walk; with pages of 4 KB part of it is spent on finding them.
 PyObject* use_large_pages(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Arguments in(args, count);
-  const auto* const data = in.address<uint8_t>("data");
-  const long long bytes = in.number("bytes", 0, 1LL << 46);
+  [[maybe_unused]] const auto* const data = in.address<uint8_t>("data");
+  [[maybe_unused]] const long long bytes = in.number("bytes", 0, 1LL << 46);
   if (!in.good()) return nullptr;
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = 4096;
@@ -258,6 +273,8 @@ PyObject* read_memory(PyObject*, PyObject* const* args, Py_ssize_t count) {
 #if defined(__x86_64__)
   if (level == AVX2) read = avx2::read_blocks;
   if (level == AVX512) read = avx512::read_blocks;
+#elif defined(COMPRESSOR_ARM)
+  if (level == NEON) read = neon::read_blocks;
 #endif
   constexpr long kWords = kReadAtOnce / 4;
   const long blocks = words / kWords, chunks = chunks_of(blocks, threads);
@@ -272,9 +289,20 @@ PyObject* read_memory(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return PyLong_FromUnsignedLong(total.load());
 }
 
-// -> the highest level that this processor has, and whether it multiplies bf16.
+// -> the levels that this processor has, the best one last, and whether it multiplies bf16.
 PyObject* processor(PyObject*, PyObject* const*, Py_ssize_t) {
-  return Py_BuildValue("iO", machine.avx512 ? AVX512 : machine.avx2 ? AVX2 : PORTABLE, machine.bf16 ? Py_True : Py_False);
+  PyObject* const levels = PyList_New(0);
+  for (int level = PORTABLE; levels && level <= NEON; ++level) {
+    if (!machine.has(level)) continue;
+    PyObject* const number = PyLong_FromLong(level);
+    const bool kept = number && PyList_Append(levels, number) == 0;
+    Py_XDECREF(number);
+    if (!kept) {
+      Py_DECREF(levels);
+      return nullptr;
+    }
+  }
+  return levels ? Py_BuildValue("NO", levels, machine.bf16 ? Py_True : Py_False) : nullptr;
 }
 
 #define COMPRESSOR_ENTRY(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(name)), METH_FASTCALL, nullptr}

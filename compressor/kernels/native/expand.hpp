@@ -1,4 +1,4 @@
-// For processors that cannot expand by a mask: where each of eight marked entries comes from, by the mask.
+// Where marked entries come from, by the mask: of eight, for processors that cannot expand by one; and before each of 32.
 #pragma once
 
 #include <cstdint>
@@ -20,5 +20,17 @@ struct Expansion {
   }
 };
 inline constexpr Expansion kExpansion{};
+
+// Bits before each of 32, of the lower half of a mask and of the upper one.
+struct Before {
+  alignas(64) uint16_t low[32], high[32];
+  constexpr Before() : low(), high() {
+    for (int at = 0; at < 32; ++at) {
+      low[at] = static_cast<uint16_t>(at < 16 ? (1 << at) - 1 : 0xffff);
+      high[at] = static_cast<uint16_t>(at < 16 ? 0 : (1 << (at - 16)) - 1);
+    }
+  }
+};
+inline constexpr Before kBefore{};
 
 }  // namespace layout

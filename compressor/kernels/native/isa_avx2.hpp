@@ -136,6 +136,7 @@ struct Grid {
 };
 
 constexpr int kTileTokens = 4;
+constexpr bool is_wide(int kind) { return kind == INT8; }
 
 // As for AVX-512. WIDE: levels above 128 occur; the others fit a pair into 16 bits (126 x 127 x 2 < 2^15).
 template <int T, bool WIDE>

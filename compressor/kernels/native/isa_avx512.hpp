@@ -37,6 +37,7 @@ struct Grid {
 };
 
 constexpr int kTileTokens = 12;  // times two tiles of rows: 24 sums, two registers of levels, one of inputs
+constexpr bool is_wide(int) { return false; }  // all levels are the same to it
 
 // Two tiles of rows times T tokens:
 // y[t][row] += scale[row] xscale[t] (sum over k of levels[k / 4][row][k % 4] x[k / 4][t][k % 4] - zero[row] xsum[t])

@@ -25,6 +25,7 @@ struct Grid {
 };
 
 constexpr int kTileTokens = 4;
+constexpr bool is_wide(int) { return false; }  // all levels are the same to it
 
 template <int T, bool WIDE>
 KFN void one_tile(const uint8_t* levels, const int8_t* x, int kb, F16 scale, F16 zero, const float* xscale,

@@ -216,7 +216,7 @@ KERNEL void gemm_tiles(const Matrix& w, long first, long last, const Tokens& x, 
     }
     for (long t = from; t < to; t += kTileTokens) {
       const int count = static_cast<int>(to - t < kTileTokens ? to - t : kTileTokens);
-      const Tile run = choose_tile<KIND == INT8>(count, std::make_integer_sequence<int, kTileTokens>());
+      const Tile run = choose_tile<is_wide(KIND)>(count, std::make_integer_sequence<int, kTileTokens>());
       const int8_t* const q = x.q + t * groups * w.kb + g * w.kb * count;
       const float* const xscale = x.scale + t * groups + g * count;
       const int32_t* const xsum = x.sum + t * groups + g * count;

@@ -10,6 +10,15 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#if defined(__aarch64__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define COMPRESSOR_ARM 1
+#include <arm_neon.h>
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
+#endif
+#endif
 
 #include <cmath>
 #include <cstdlib>
@@ -36,6 +45,10 @@ constexpr long kReadAtOnce = 512;               // bytes
 constexpr long kAhead = 6144;                    // bytes by which memory is asked for before it is read: one core alone has
                                                  // too few requests under way
 constexpr long kFewTokens = 3;                   // up to which records are not decoded first
+
+// For loops that do little with what they read: into the second cache, as the first one has room for inputs, or for what was
+// asked for, and not for both. Where a line is worked on for long, the way from there is too long (levels.hpp).
+inline __attribute__((always_inline)) void ask(const uint8_t* at) { __builtin_prefetch(at + kAhead, 0, 2); }
 
 struct Call {
   Matrix w;
@@ -142,6 +155,24 @@ namespace avx512 {
 #include "kernels.hpp"
 }  // namespace avx512
 #undef COMPRESSOR_LEVEL
+#undef COMPRESSOR_TARGET
+#undef KIN
+#undef KFN
+#undef KERNEL
+#endif
+
+#if defined(COMPRESSOR_ARM)
+#define COMPRESSOR_LEVEL 3
+#define COMPRESSOR_TARGET "arch=armv8.2-a+dotprod"
+#define KIN inline __attribute__((always_inline, target(COMPRESSOR_TARGET)))
+#define KFN static KIN
+#define KERNEL static __attribute__((noinline, target(COMPRESSOR_TARGET)))
+namespace neon {
+#include "isa_neon.hpp"
+#include "kernels.hpp"
+}  // namespace neon
+#undef COMPRESSOR_LEVEL
+#undef COMPRESSOR_TARGET
 #undef KIN
 #undef KFN
 #undef KERNEL

@@ -25,6 +25,8 @@ using Work = void (*)(void* context, long chunk);
 inline void relax() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
 

@@ -64,6 +64,35 @@ KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8
   plain = load<I16>(plains);
   return codes;
 }
+#elif COMPRESSOR_LEVEL == 3
+// Of four registers: four sums over one each.
+KFN int32x4_t sums_of(const int32x4_t* v) { return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3])); }
+
+KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8_t* x, I16& product, I16& plain) {
+#pragma GCC unroll 4
+  for (int four = 0; four < 4; ++four) {
+    int32x4_t products[4], plains[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r, masks += 16) {
+      int32x4_t p = vdupq_n_s32(0), s = p;
+      for (int k = 0; k < 16; k += 2) {
+        const int before = __builtin_popcount(masks[k]);
+        const uint8x8_t first = vld1_u8(kExpansion.bytes[masks[k]]), second = vld1_u8(kExpansion.bytes[masks[k + 1]]);
+        const uint8x16_t index = vcombine_u8(first, vadd_u8(second, vdup_n_u8(static_cast<uint8_t>(before))));
+        const int8x16_t found = less_128(vqtbl1q_u8(vld1q_u8(codes), index));
+        const int8x16_t seen = vandq_s8(vld1q_s8(x + 8 * k), as_signed(vcltq_u8(index, vdupq_n_u8(128))));
+        p = vdotq_s32(p, found, seen);
+        s = vdotq_s32(s, vdupq_n_s8(1), seen);
+        codes += before + __builtin_popcount(masks[k + 1]);
+      }
+      products[r] = p;
+      plains[r] = s;
+    }
+    plain.v[four] = sums_of(plains);
+    product.v[four] = vaddq_s32(sums_of(products), vshlq_n_s32(plain.v[four], 7));
+  }
+  return codes;
+}
 #else
 KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8_t* x, I16& product, I16& plain) {
   int32_t products[16], plains[16];
@@ -162,7 +191,11 @@ KFN F16 sixteen(const uint8_t* from) {
 // Eight entries of a 16-bit type where `mask` has bits, zeros elsewhere.
 template <bool BF16>
 KFN void expand_eight(const uint8_t* from, int mask, float* to) {
-#if COMPRESSOR_LEVEL > 0
+#if COMPRESSOR_LEVEL == 3
+  const uint16x8_t found = vreinterpretq_u16_u8(vqtbl1q_u8(vld1q_u8(from), vld1q_u8(kExpansion.words[mask])));
+  vst1q_f32(to, BF16 ? lower_bf16(found) : lower_halves(found));
+  vst1q_f32(to + 4, BF16 ? upper_bf16(found) : upper_halves(found));
+#elif COMPRESSOR_LEVEL > 0
   const __m128i index = _mm_load_si128((const __m128i*)kExpansion.words[mask]);
   const __m128i found = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)from), index);
   _mm256_storeu_ps(to, BF16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(found), 16)) : _mm256_cvtph_ps(found));
@@ -202,7 +235,7 @@ KERNEL void sparse_tile(const Matrix& w, long tile, const float* x, float* y) {
       at += 16;
       for (int i = 0; i < 16; i += 4) {
         alignas(64) float v[32];
-        __builtin_prefetch(at + kAhead);
+        ask(at);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           expand_eight<KIND == SPARSE_BF16>(at, masks[i + j], v + 8 * j);
@@ -235,8 +268,8 @@ KERNEL float dense_row(const uint8_t* row, const float* x, long n) {
   long k = 0;
   for (; k + 64 <= n; k += 64) {
     const uint8_t* const at = row + 2 * k;
-    __builtin_prefetch(at + kAhead);
-    __builtin_prefetch(at + kAhead + 64);
+    ask(at);
+    ask(at + 64);
     a += sixteen<BF16>(at) * load<F16>(x + k);
     b += sixteen<BF16>(at + 32) * load<F16>(x + k + 16);
     c += sixteen<BF16>(at + 64) * load<F16>(x + k + 32);
@@ -251,7 +284,7 @@ KERNEL float dense_row(const uint8_t* row, const float* x, long n) {
 }
 
 #if COMPRESSOR_LEVEL == 2
-#define KBF __attribute__((target(COMPRESSOR_TARGET ",avx512bf16")))
+#define KBF __attribute__((target(COMPRESSOR_TARGET ",avx512bf16,avx512bitalg")))
 // The same of bf16 rows with inputs rounded to bf16, where the processor multiplies those.
 static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, const uint16_t* x, long n) {
   __m512 s[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
@@ -259,7 +292,7 @@ static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, co
   for (; k + 128 <= n; k += 128)
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      __builtin_prefetch(row + 2 * (k + 32 * i) + kAhead);
+      ask(row + 2 * (k + 32 * i));
       s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)_mm512_loadu_si512(row + 2 * (k + 32 * i)), (__m512bh)_mm512_loadu_si512(x + k + 32 * i));
     }
   for (; k < n; k += 32) {
@@ -269,18 +302,28 @@ static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, co
   return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
 }
 
+// Which of 32 entries a place of theirs takes: how many marked places are before it.
+static KBF inline __attribute__((always_inline)) __m512i ranks(const uint8_t* mask) {
+  const __m512i low = _mm512_set1_epi16(load<int16_t>(mask)), high = _mm512_set1_epi16(load<int16_t>(mask + 2));
+  return _mm512_add_epi16(_mm512_popcnt_epi16(_mm512_and_si512(low, _mm512_load_si512(kBefore.low))),
+                          _mm512_popcnt_epi16(_mm512_and_si512(high, _mm512_load_si512(kBefore.high))));
+}
+
 static KBF __attribute__((noinline)) void sparse_tile_bf16(const Matrix& w, long tile, const uint16_t* x, float* y) {
   const uint8_t* at = w.data + w.starts()[tile];
   for (int r = 0; r < 16 && 16 * tile + r < w.m; ++r) {
     __m512 s[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     for (long k = 0; k < 128 * w.groups(); k += 128) {
+      const uint8_t* const masks = at;
       uint32_t m[4];
-      std::memcpy(m, at, 16);
+      std::memcpy(m, masks, 16);
       at += 16;
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        __builtin_prefetch(at + kAhead);
-        const __m512i v = _mm512_maskz_expand_epi16(m[i], _mm512_loadu_si512(at));
+        ask(at);
+        const __m512i in = _mm512_loadu_si512(at);
+        // an expansion keeps its unit busy for five cycles: one of four is done by others meanwhile
+        const __m512i v = i == 0 ? _mm512_maskz_permutexvar_epi16(m[i], ranks(masks), in) : _mm512_maskz_expand_epi16(m[i], in);
         at += 2 * __builtin_popcount(m[i]);
         s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + k + 32 * i));
       }
@@ -296,7 +339,7 @@ KERNEL uint32_t read_blocks(const uint8_t* data, long blocks) {
   I16 a{}, b{}, c{}, d{};
   for (long block = 0; block < blocks; ++block)
     for (int i = 0; i < kReadAtOnce; i += 256, data += 256) {
-      for (int line = 0; line < 256; line += 64) __builtin_prefetch(data + line + kAhead);
+      for (int line = 0; line < 256; line += 64) ask(data + line);
       a = a ^ load<I16>(data);
       b = b ^ load<I16>(data + 64);
       c = c ^ load<I16>(data + 128);

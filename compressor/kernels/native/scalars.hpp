@@ -7,7 +7,6 @@
 namespace layout {
 
 enum DType : int { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
-constexpr bool is_dtype(long dtype) { return dtype >= FLOAT32 && dtype <= FLOAT16; }
 constexpr long width(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
 
 inline float from_bf16(uint16_t bits) {
@@ -57,12 +56,6 @@ inline uint16_t to_fp16(float value) {
 inline void store(void* out, int dtype, long at, float value) {
   if (dtype == FLOAT32) static_cast<float*>(out)[at] = value;
   else static_cast<uint16_t*>(out)[at] = dtype == BFLOAT16 ? to_bf16(value) : to_fp16(value);
-}
-
-inline float load(const void* in, int dtype, long at) {
-  if (dtype == FLOAT32) return static_cast<const float*>(in)[at];
-  const uint16_t bits = static_cast<const uint16_t*>(in)[at];
-  return dtype == BFLOAT16 ? from_bf16(bits) : from_fp16(bits);
 }
 
 }  // namespace layout

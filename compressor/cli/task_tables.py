@@ -34,9 +34,12 @@ def print_tasks(results: Sequence[TaskResult], against: str | None) -> None:
     console.print(table)
     if any(result.chance is not None for result in results):
         say(console, "above it: (score - chance) / (1 - chance); ±: standard error", "dim")
+    told: dict[str, list[str]] = {}
     for result in results:
         if result.verdict:
-            say(console, f"{result.task}, {result.metric}: {result.verdict}")
+            told.setdefault(result.verdict, []).append(f"{result.task} {result.metric}")
+    for verdict, names in told.items():
+        say(console, f"{', '.join(names)}: {verdict}")
 
 
 def _score(result: TaskResult, value: float | None) -> str:

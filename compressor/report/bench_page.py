@@ -28,7 +28,7 @@ def _panels(result: Bench, batch: int) -> list[Panel]:
     """Plots for one batch: single tokens, and prompts where more than one was read."""
     rows = "" if batch == 1 else f", batch {batch}"
     out = []
-    tokens = [[(max(1, r.context), r.tokens_per_second) for r in way.decode if r.batch == batch] for way in result.ways]
+    tokens = [[(r.context, r.tokens_per_second) for r in way.decode if r.batch == batch] for way in result.ways]
     out.append(Panel(f"Tokens one by one{rows}", _plot(result, tokens, f"decode{batch}", "tokens before")))
     prompts = [[(r.prompt, r.tokens_per_second) for r in way.prefill if r.batch == batch] for way in result.ways]
     if len(prompts[0]) > 1:
@@ -40,12 +40,14 @@ def _plot(result: Bench, points: Sequence[Sequence[tuple[int, float]]], key: str
     def words(value: float) -> str:
         return significant(value, 3)
 
+    # half the shortest: the axis is logarithmic, and has no place for none at all
+    none = min((x for line in points for x, _ in line if x), default=2) / 2
     series = [
-        Series(way.name, CSS[way.name], [(float(x), y, None) for x, y in line])
+        Series(way.name, CSS[way.name], [(x or none, y, None) for x, y in line])
         for way, line in reversed(list(zip(result.ways, points, strict=True)))
     ]
-    xs = [float(x) for line in points for x, _ in line]
-    x_axis = steps_axis(xs, lambda value: f"{value:,.0f}")
+    xs = [float(x or none) for line in points for x, _ in line]
+    x_axis = steps_axis(xs, lambda value: "0" if value == none else f"{value:,.0f}")
     y_axis = even_axis([y for line in points for _, y in line], words)
     name = "tokens per second"
     return line_plot(series, x_axis, y_axis, title=name, x_name=x_name, y_name=name, key=key, words=words)

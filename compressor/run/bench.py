@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ def bench(
     rival, notes = _find_base(base, ours, trust_remote_code)
     lengths = _fitting(contexts, steps, [ours, *([rival] if rival else [])])
     _check_numbers(batches, steps, threads)
+    notes += _busy()
     narrow = _check_memory(ours, rival)
     notes += [narrow] if narrow else []
     before = torch.get_num_threads()
@@ -310,6 +312,16 @@ def _load_base(
         return loaded
     twin = with_our_product(loaded[-1].measured.model, level)
     return [*loaded, _Loaded("base, our product", torch.bfloat16, None, Contestant(twin, device))]
+
+
+def _busy() -> list[str]:
+    """A note where others keep the processors busy: everything will look slower than it is."""
+    load, processors = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if load <= max(1.0, processors / 2):
+        return []
+    return [
+        f"other programs were running when this began (load {load:.1f}, {processors} processors): times are too long"
+    ]
 
 
 def _ids(tokens: int, batch: int, vocabulary: int, device: torch.device) -> Tensor:

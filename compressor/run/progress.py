@@ -109,7 +109,7 @@ class Lines:
         spent = now - self.began
         self.next = now + max(SILENT, spent / 10)
         left = spent / (self.done - self.first) * (self.total - self.done) if self.done > self.first else None
-        about = f", about {duration(left)} left" if left is not None and self.done <= self.total else ""
+        about = f", about {duration(left)} left" if left is not None and self.done < self.total else ""
         where = f"{self.what}: " if self.what else ""
         self.voice.say(f"{where}{self.done:,} of {self.total:,} after {duration(spent)}{about}")
 

@@ -13,6 +13,7 @@ import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from transformers import GenerationConfig
 
 from compressor.errors import UserError
 from compressor.run.progress import Ticker, Voice, without_bars
@@ -157,7 +158,7 @@ def ask(
     tasks: dict[str, Any], name: str, model: Any, tokenizer: Any, *, batch: int, limit: int | None,
     context: int | None, voice: Voice,
 ) -> list[Scores]:  # fmt: skip
-    """Let a loaded model answer tasks. Random generators are left alone.
+    """Let a loaded model answer tasks; it has lost its generation settings then. Random generators are left alone.
 
     Args:
         name: of the model, for messages.
@@ -167,6 +168,9 @@ def ask(
     Raises:
         UserError: an answer that is longer than the context.
     """
+    own = model.generation_config
+    # how to write is the task's to say: no penalties, samplers and lengths that the model's author likes
+    model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
     with _aside(voice):
         harness = _Model(model, tokenizer, batch, context, name)
         with voice.progress(_requests(tasks, limit)) as ticker:

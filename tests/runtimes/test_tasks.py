@@ -136,10 +136,11 @@ def test_choices_are_scored_as_by_hand(which: str, packed: Path, tmp_path: Path)
         assert acc.value > 0.6 and acc.verdict == ""
 
 
-def test_what_is_written_is_judged_as_by_hand(packed: Path, tmp_path: Path) -> None:
+def test_what_is_written_is_judged_as_by_hand(packed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = stories(8)
     file = write(tmp_path / "sums.jsonl", rows)
     (result,) = run_tasks("embedded", [str(file)], batch=3, against=str(packed))
+    assert "generation" not in capfd.readouterr().err  # the model's own settings are not those of the task
     for value, model in ((result.value, "embedded"), (result.base, packed)):
         plain, right = Plain(model), []
         for row in rows:

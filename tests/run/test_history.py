@@ -54,7 +54,7 @@ def test_a_report_of_other_weights_is_not_believed(pruned: Path, tmp_path: Path)
     assert runs == [] and "how the source was made is not shown" in unknown
     (copy / "report.json").write_text("{}")
     runs, (unknown,) = history_of(open_checkpoint(copy))
-    assert runs == [] and "is not a compressor report" in unknown
+    assert runs == [] and "'report.json' is not a compressor report" in unknown
     report = tiny_models.run_recipe(tiny_models.recipe_for(None, PRUNE), copy, tmp_path / "out")
     assert report.history == [] and unknown in report.warnings[0]
 

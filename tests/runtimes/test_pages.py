@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from browser import Browser, browsing, chromium
-from conftest import absent
 from large_reports import large
+from promised import absent
 from report_sample import full_report
 from tiny_models import run_recipe
 

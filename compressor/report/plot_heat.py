@@ -114,7 +114,8 @@ def heat_map(
         return HeatMap(quantity, None, None, None, f"the same in every layer: {quantity.words(median(values))}", False)
     scale = scale or scale_of([layers], quantity)
     blocks = 1 + max(layer.block for layer in layers)
-    words = f"median {quantity.words(median(values))}, from {quantity.words(low)} to {quantity.words(high)}"
+    least, middle, most = (quantity.words(value) for value in (low, median(values), high))
+    words = f"median {middle}, from {least} to {most}" if least != most else f"{middle} in all"
     drawn, printed = [], False
     for name, width, tips in (("b", 960.0, True), ("s", 400.0, False)):
         body, height, numbers = _draw(rows, blocks, quantity, scale, width, tips)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from compressor.engine.checkpoint import Checkpoint
 from compressor.errors import UserError
 from compressor.report.chain import summary_of
@@ -21,7 +23,8 @@ def history_of(source: Checkpoint) -> tuple[list[EarlierRun], list[str]]:
     try:
         report = read_report(source.folder)
     except UserError as error:
-        return [], [f"the source has a report that says nothing of how it was made: {error}"]
+        words = str(error).replace(f"{source.folder}{os.sep}", "")  # a report is made to be shown
+        return [], [f"the source has a report that says nothing of how it was made: {words}"]
     told = report.exported.file_bytes if report.exported is not None else report.size.output_bytes
     if abs(told - source.disk_bytes) > SAME * source.disk_bytes:
         return [], [

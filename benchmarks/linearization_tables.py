@@ -48,8 +48,8 @@ METHODS_WORDS = (
     "memory: what does not beat it has none that is worth anything here. Texts hardly need what lies beyond the "
     "window, so this table is about what a method costs, and the recall below about what it can. "
     "What has no softmax window under the same denominator (lawcat, regla, supra, lightning; lizard adds its window to "
-    "the memory) has to learn all of attention anew, and so few tokens are far from enough for that: in their papers it "
-    "is 20 million and more. It is no defect of theirs: beyond the window all of them recall (below), where "
+    "the memory) has to learn all of attention anew, and so few tokens are far from enough for that: in their papers "
+    "it is 20 million and more. It is no defect of theirs: beyond the window all of them recall (below), where "
     "`window-sink` cannot."
 )
 RECALL_WORDS = (

@@ -20,7 +20,8 @@ from compressor.formats.registry import tensor_name
 from compressor.hf.compressed_tensors import QUANT_METHOD, quantization_config
 from compressor.hf.reader import source_config
 from compressor.run.export import Exported
-from compressor.run.export_folder import Laid, write_laid
+from compressor.run.export_about import by_transformers
+from compressor.run.export_folder import Card, Laid, write_laid
 from compressor.run.integers import Grid, open_packed, read_integers, sort_matrices
 
 MOST_BITS = 8
@@ -50,14 +51,21 @@ def export_compressed_tensors(model: str, output: Path) -> Exported:
         "quantization_config": quantization_config(specs, left_out),
     }
     laid = {name: Laid(_layout(name, spec), partial(_parts, skeleton, name, spec)) for name, spec in specs.items()}
-    total = write_laid(skeleton, output, laid, config)
     wider = sum(not found.integers[name].symmetric for name in specs)
     notes = [
         f"{wider} matrices with zero points are stored with one more bit a weight" if wider else "",
         f"{len(found.dense)} pruned matrices are stored dense" if found.dense else "",
         f"{', '.join(embeddings)} is stored dense: readers stop at a packed embedding" if embeddings else "",
     ]
-    return Exported(len(specs), total, notes=tuple(filter(None, notes)))
+    told = tuple(filter(None, notes))
+    return write_laid(
+        skeleton,
+        output,
+        laid,
+        config,
+        lambda total: Exported(len(specs), total, form="compressed-tensors", notes=told),
+        Card(by_transformers("compressed-tensors"), "compressed-tensors"),
+    )
 
 
 def _obstacle(module: str, grid: Grid) -> str | None:

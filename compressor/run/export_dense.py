@@ -28,6 +28,7 @@ from compressor.errors import UserError
 from compressor.hf.manifest import MODEL_TYPE
 from compressor.run.container import folder_config
 from compressor.run.export import Exported
+from compressor.run.export_about import by_transformers, write_about
 from compressor.run.write import write_config
 
 
@@ -71,8 +72,12 @@ def export_dense(model: str, output: Path) -> Exported:
             write_shard(folder, number, len(shards), layout, reader.read)
         finish_shards(folder, len(shards))
         copy_companions(checkpoint.folder, folder)
-        write_config(folder, folder_config(skeleton, {}))
-    return Exported(len(skeleton.packed), total)
+        config = folder_config(skeleton, {})
+        write_config(folder, config)
+        own = config.get("model_type") == MODEL_TYPE  # linearized: plain matrices, but attention of ours
+        done = Exported(len(skeleton.packed), total, form="dense")
+        write_about(folder, checkpoint.folder, done, by_transformers("compressor" if own else ""))
+    return done
 
 
 def _groups(skeleton: Skeleton) -> Iterator[list[str]]:

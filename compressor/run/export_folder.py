@@ -22,6 +22,8 @@ from compressor.engine.output import (
 from compressor.engine.skeleton import Skeleton
 from compressor.engine.tensorfile import Layout
 from compressor.errors import UserError
+from compressor.run.export import Exported
+from compressor.run.export_about import write_about
 from compressor.run.write import write_config
 
 
@@ -33,25 +35,34 @@ class Laid:
     make: Callable[[], dict[str, Tensor]]
 
 
+@dataclass(frozen=True)
+class Card:
+    """What the card of an export says: how to load it, in Markdown, and the hub's tag of its form."""
+
+    commands: str
+    tag: str
+
+
 def write_laid(
     skeleton: Skeleton,
     output: Path,
     laid: Mapping[str, Laid],
     config: dict[str, Any],
+    done: Callable[[int], Exported],
+    card: Card,
     name: Callable[[str], str] = str,
     made_for: str = "pt",
-) -> int:
+) -> Exported:
     """Write the folder, which appears under its name when it is complete. The coded matrices of a block are in memory.
 
     Args:
         output: must not exist.
         laid: module path -> its layout; all other tensors of the model are written dense, in their own dtypes.
         config: the content of config.json.
+        done: bytes of all tensors -> what to tell of it, asked for when all are written.
+        card: what the card says of loading it.
         name: module tensor -> its name in the files, for the dense ones.
         made_for: the library that the files say they are of.
-
-    Returns:
-        Bytes of all tensors.
 
     Raises:
         UserError: a bad output, or a full disk.
@@ -72,7 +83,9 @@ def write_laid(
         finish_shards(folder, len(shards), made_for)
         copy_companions(skeleton.checkpoint.folder, folder)
         write_config(folder, config)
-    return total
+        told = done(total)
+        write_about(folder, skeleton.checkpoint.folder, told, card.commands, tag=card.tag)
+    return told
 
 
 @dataclass(frozen=True)

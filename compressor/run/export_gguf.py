@@ -165,7 +165,7 @@ def export_gguf(
             _write(folder / file, source, entries, vocabulary, name, label)
             checked = _check(folder / file, source, entries, done.form)
             commands = _commands(file, vocabulary)
-            write_about(folder, checkpoint.folder, done, folder / file, commands, tag="gguf", runtimes=[checked])
+            write_about(folder, checkpoint.folder, done, commands, tag="gguf", runtimes=[checked])
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, None)  # numpy's writer forgets the number
             reason = "the disk is full" if full else error.strerror

@@ -24,7 +24,7 @@ from compressor.errors import UserError
 from compressor.formats.group_int import pack_rows
 from compressor.hf.reader import source_config
 from compressor.run.export import Exported
-from compressor.run.export_folder import Laid, write_laid
+from compressor.run.export_folder import Card, Laid, write_laid
 from compressor.run.integers import Grid, Sorted, open_packed, read_integers, sort_matrices
 
 WIDTHS = (2, 3, 4, 8)
@@ -57,8 +57,16 @@ def export_gptq(model: str, output: Path) -> Exported:
     kind = _one_kind(skeleton, grids)
     laid = {name: _laid(skeleton, name, grid, kind) for name, grid in grids.items()}
     config = {**source_config(skeleton.checkpoint.config), "quantization_config": quantization_config(kind)}
-    total = write_laid(skeleton, output, laid, config, skeleton.source_name)
-    return Exported(len(laid), total, notes=_notes(found, inside))
+    card = Card("In the layout of GPTQ's checkpoints. It was not tried with a program that reads those.", "gptq")
+    return write_laid(
+        skeleton,
+        output,
+        laid,
+        config,
+        lambda total: Exported(len(laid), total, form="gptq", notes=_notes(found, inside)),
+        card,
+        skeleton.source_name,
+    )
 
 
 def quantization_config(kind: Kind) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from compressor.errors import UserError
 from compressor.formats.group_int import pack_rows
 from compressor.hf.reader import source_config
 from compressor.run.export import Exported
-from compressor.run.export_folder import Laid, write_laid
+from compressor.run.export_folder import Card, Laid, write_laid
 from compressor.run.integers import Grid, Sorted, open_packed, read_integers, sort_matrices, spread
 from compressor.run.mlx_config import FAMILIES, ignored_window, mlx_config
 
@@ -60,10 +60,13 @@ def export_mlx(model: str, output: Path) -> Exported:
     laid = {name: _laid(skeleton, name, grid, places[name], biases) for name, grid in found.integers.items()}
     source = source_config(skeleton.checkpoint.config)
     config = mlx_config(source, _quantization(places))
-    total = write_laid(skeleton, output, laid, config, skeleton.source_name, made_for="mlx")
-    return Exported(
-        len(laid), total, exact=not biases.steps, notes=_notes(found, places, biases, ignored_window(source))
-    )
+
+    def done(total: int) -> Exported:  # what biases were rounded is known when all have been made
+        notes = _notes(found, places, biases, ignored_window(source))
+        return Exported(len(laid), total, form="mlx", exact=not biases.steps, notes=notes)
+
+    card = Card('```sh\nmlx_lm.generate --model PATH --prompt "Once there was"\n```', "mlx")
+    return write_laid(skeleton, output, laid, config, done, card, skeleton.source_name, made_for="mlx")
 
 
 def place(grid: Grid) -> Place | None:

@@ -19,6 +19,7 @@ import compressor  # noqa: F401  # so that transformers knows our folders
 from compressor.engine.checkpoint import open_checkpoint
 from compressor.engine.skeleton import build_skeleton
 from compressor.errors import UserError
+from compressor.report.files import read_report
 from compressor.run.export_dense import export_dense, names_of_experts
 
 IDS = tiny_models.random_ids(2)
@@ -87,7 +88,10 @@ def test_embeddings_tied_to_the_head(family: str, calibration: Path, tmp_path: P
     check(tmp_path / "packed", tmp_path / "plain", source, model)
     names = set(load_file(tmp_path / "plain" / "model.safetensors"))
     assert "lm_head.weight" not in names and not any(".weight_" in name for name in names)
-    assert not (tmp_path / "plain" / "report.json").exists()
+    exported = read_report(tmp_path / "plain").exported
+    assert exported is not None and (exported.form, exported.exact) == ("dense", True)
+    assert exported.file_bytes == (tmp_path / "plain" / "model.safetensors").stat().st_size
+    assert "from_pretrained" in (tmp_path / "plain" / "README.md").read_text()
 
 
 def test_experts_go_back_into_fused_tensors_where_transformers_expects_these(

@@ -136,7 +136,8 @@ def test_what_can_load_a_packed_folder(packed: Path) -> None:
     assert any("vLLM" in sentence for sentence in storage.refuses)
 
 
-def test_folding_keeps_the_range(packed: Path) -> None:
+def test_folding_keeps_the_range(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # narrower tables break names
     lines = dict(folded(read_contents(packed).items))
     members = lines["model.layers.{0..2}.self_attn.q_proj"]
     assert len(members) == BLOCKS

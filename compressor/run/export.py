@@ -48,12 +48,16 @@ def exporter(form: str) -> Callable[..., Exported]:
 
 def model_name(model: str) -> str:
     """The name of a model, a folder or a hub id, without where it lies."""
-    path = Path(model).expanduser()
-    return path.resolve().name if path.exists() else path.name
+    return _named(model).name
 
 
 def default_output(model: str, form: str) -> Path:
     """Where an export goes that was given no place: beside the model (or here, for a hub id), as ``MODEL-<form>``."""
+    path = _named(model)
+    return (path.parent if path.exists() else Path()) / f"{path.name}-{form}"
+
+
+def _named(model: str) -> Path:
+    """The path by its last name as it was given, a link's own; of ``.`` and the like, that of the folder."""
     path = Path(model).expanduser()
-    beside = path.resolve().parent if path.exists() else Path()
-    return beside / f"{model_name(model)}-{form}"
+    return path if path.name not in ("", "..") else path.resolve()

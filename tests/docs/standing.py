@@ -45,6 +45,9 @@ ADDED: dict[str, dict[str, str | None]] = {
 }
 """Verb -> flags that make it cheap. `linearize` trains on no budget but ``--tokens``."""
 
+ALL_OF_IT = "q"
+"""The output of ``quantize`` whose layers are all rounded, since what reads it next takes nothing less."""
+
 MODEL = "embedded"
 FILES = {
     "my.txt": "Once upon a time there was a fox. It went into the wood, and there it met a hare.\n" * 200,
@@ -123,6 +126,8 @@ def small(words: list[str], folder: Path) -> list[str]:
         out.append(table.get(before, word) if not word.startswith("--") else word)
     whole = {"transact", "--target-size", "--joint"} & set(out)  # what is settled for all matrices of a block together
     added = {**ADDED.get(verb, {}), **({"--include": "v_proj"} if verb == "decompose" and not whole else {})}
+    if output_of(out) == ALL_OF_IT:
+        added.pop("--include", None)
     if "flexround" in out:
         added["--tune-steps"] = "2"  # learns without being asked to
     for flag, value in added.items():
@@ -161,4 +166,6 @@ def output_of(words: list[str]) -> str | None:
     for flag in ("-o", "--output"):
         if flag in words:
             return words[words.index(flag) + 1]
-    return words[2] if words[0] == "export" and len(words) > 2 else None
+    if words[0] != "export" or len(words) < 3:
+        return None
+    return f"{words[1]}-{words[words.index('--format') + 1]}" if words[2].startswith("-") else words[2]

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from compressor.engine.output import check_output
+from compressor.errors import UserError
+
 FORMS: dict[str, tuple[str, str]] = {
     "dense": ("compressor.run.export_dense", "export_dense"),
     "compressed-tensors": ("compressor.run.export_compressed_tensors", "export_compressed_tensors"),
@@ -44,6 +47,17 @@ def exporter(form: str) -> Callable[..., Exported]:
     module, function = FORMS[form]
     found: Callable[..., Exported] = getattr(import_module(module), function)
     return found
+
+
+def check_place(output: Path, source: Path) -> None:
+    """Refuse a folder that holds something, or that an export of ``source`` cannot be written to.
+
+    Raises:
+        UserError: it is not absent or empty, it is the source, or it cannot be made.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists already", fix="choose another folder to write")
+    check_output(output, source, overwrite=False)
 
 
 def model_name(model: str) -> str:

@@ -17,7 +17,6 @@ from compressor.engine.output import (
     ONE_FILE,
     building,
     check_disk,
-    check_output,
     copy_companions,
     finish_shards,
     write_shard,
@@ -27,7 +26,7 @@ from compressor.engine.tensorfile import Layout
 from compressor.errors import UserError
 from compressor.hf.manifest import MODEL_TYPE
 from compressor.run.container import folder_config
-from compressor.run.export import Exported
+from compressor.run.export import Exported, check_place
 from compressor.run.export_about import by_transformers, write_about
 from compressor.run.write import write_config
 
@@ -58,9 +57,7 @@ def export_dense(model: str, output: Path) -> Exported:
     skeleton = build_skeleton(checkpoint)
     if not skeleton.packed and checkpoint.config.get("model_type") != MODEL_TYPE:
         raise UserError(f"{model} is a plain checkpoint already", fix="give a folder that compressor has packed")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already", fix="choose another folder to write")
-    check_output(output, checkpoint.folder, overwrite=False)
+    check_place(output, checkpoint.folder)
     apart = names_of_experts(skeleton.model) if skeleton.experts else []
     shards = [_shard(skeleton, names, apart) for names in _groups(skeleton)]
     _carry_over(skeleton, shards[0][0])

@@ -14,15 +14,13 @@ from compressor.engine.output import (
     ONE_FILE,
     building,
     check_disk,
-    check_output,
     copy_companions,
     finish_shards,
     write_shard,
 )
 from compressor.engine.skeleton import Skeleton
 from compressor.engine.tensorfile import Layout
-from compressor.errors import UserError
-from compressor.run.export import Exported
+from compressor.run.export import Exported, check_place
 from compressor.run.export_about import write_about
 from compressor.run.write import write_config
 
@@ -67,9 +65,7 @@ def write_laid(
     Raises:
         UserError: a bad output, or a full disk.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already", fix="choose another folder to write")
-    check_output(output, skeleton.checkpoint.folder, overwrite=False)
+    check_place(output, skeleton.checkpoint.folder)
     groups = [skeleton.outer_tensors(), *(skeleton.block_tensors(block) for block in range(len(skeleton.block_names)))]
     shards = [_Shard(skeleton, {name(tensor): tensor for tensor in tensors}, laid) for tensors in groups]
     shards[0].extra.extend(skeleton.extra)

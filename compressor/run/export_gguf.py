@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.engine.checkpoint import open_checkpoint, resolve_model
-from compressor.engine.output import building, check_disk, check_output
+from compressor.engine.output import building, check_disk
 from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.errors import UserError
 from compressor.report.numbers import bytes_text, percent
 from compressor.report.schema_use import Runtime
-from compressor.run.export import Exported, model_name
+from compressor.run.export import Exported, check_place, model_name
 from compressor.run.export_about import write_about
 from compressor.run.gguf_arch import architecture, rope_factors, row_order, tensor_names, write_hyperparameters
 from compressor.run.gguf_blocks import Bytes
@@ -136,9 +136,7 @@ def export_gguf(
     if find_spec("gguf") is None:
         raise UserError("writing gguf needs the package gguf", fix='pip install "compressor[gguf]"')
     checkpoint = open_checkpoint(resolve_model(model))
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already", fix="choose another folder to write")
-    check_output(output, checkpoint.folder, overwrite=False)
+    check_place(output, checkpoint.folder)
     source = Source(build_skeleton(checkpoint))
     config, arch = source.skeleton.config, source.arch
     vocabulary = Vocabulary("no_vocab") if tokenizer == "none" else read_vocabulary(checkpoint.folder, config)

@@ -30,7 +30,7 @@ class Exported:
     Attributes:
         matrices: how many packed matrices were written again.
         tensor_bytes: of all tensors that were written.
-        form: its name in full, such as ``gguf Q4_0``; empty where the form has but one kind.
+        form: its name in full, such as ``gguf Q4_0``.
         exact: every matrix has the same values as in the folder it was made from.
         notes: what was rounded, left out or renamed, in words.
     """

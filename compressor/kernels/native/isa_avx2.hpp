@@ -27,6 +27,10 @@ struct I16 {
 struct B64 {
   __m256i low{}, high{};
   KIN B64 operator|(B64 o) const { return {_mm256_or_si256(low, o.low), _mm256_or_si256(high, o.high)}; }
+  KIN B64 operator&(uint8_t most) const {
+    const __m256i all = _mm256_set1_epi8(static_cast<char>(most));
+    return {_mm256_and_si256(low, all), _mm256_and_si256(high, all)};
+  }
   KIN void operator+=(B64 o) { *this = {_mm256_add_epi8(low, o.low), _mm256_add_epi8(high, o.high)}; }
 };
 
@@ -71,6 +75,20 @@ KFN I16 ints(const uint8_t* bytes) {
 }
 KFN F16 halves(const uint8_t* from) {
   return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + 16)))};
+}
+KFN __m256i rounded_bf16(__m256 v) {  // to nearest, ties to even; NaN stays NaN; in the lower halves of 32 bits
+  const __m256i word = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(word, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(word, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_or_si256(word, _mm256_set1_epi32(0x400000)), is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, is_nan), 16);
+}
+KFN void keep_bf16(void* to, F16 v) {
+  const __m256i packed = _mm256_packus_epi32(rounded_bf16(v.low), rounded_bf16(v.high));  // by halves of each register
+  _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(packed, 0xd8));
+}
+KFN void keep_halves(void* to, F16 v) {
+  _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph(v.low, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128((__m128i*)to + 1, _mm256_cvtps_ph(v.high, _MM_FROUND_TO_NEAREST_INT));
 }
 KFN F16 halves_in_software(const uint8_t* from) { return halves(from); }
 KFN F16 from_bf16_bits(const uint8_t* from) {

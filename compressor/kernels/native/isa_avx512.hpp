@@ -1,6 +1,9 @@
 // AVX-512 with VNNI: one 64-byte register is a block, and one instruction multiplies it by four inputs.
 
 KFN F16 halves(const uint8_t* from) { return (F16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from)); }
+KFN void keep_halves(void* to, F16 v) {
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 
 // Products of a plane's entries with inputs. Entries stay where they are in their bytes: what their place has
 // multiplied is divided out of the sum at the end, which is exact.
@@ -14,6 +17,10 @@ struct Dot {
   }
   KIN void step(const uint8_t* block, const int8_t* x) {
     const __m512i v = _mm512_loadu_si512(block);
+    if (W == 8) {
+      asm volatile("vpdpbusd %2, %1, %0" : "+v"(sum[0]) : "v"(v), "v"(_mm512_set1_epi32(load<int32_t>(x))));
+      return;
+    }
 #pragma GCC unroll 8
     for (int f = 0; f < F; ++f) {
       const __m512i u = W == 8 ? v : _mm512_and_si512(v, _mm512_set1_epi8((char)(((1 << W) - 1) << (W * f))));

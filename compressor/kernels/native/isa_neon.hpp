@@ -33,6 +33,10 @@ struct I16 {
 struct B64 {
   uint8x16_t v[4]{};
   KIN B64 operator|(B64 o) const { return {{v[0] | o.v[0], v[1] | o.v[1], v[2] | o.v[2], v[3] | o.v[3]}}; }
+  KIN B64 operator&(uint8_t most) const {
+    const uint8x16_t all = vdupq_n_u8(most);
+    return {{v[0] & all, v[1] & all, v[2] & all, v[3] & all}};
+  }
   KIN void operator+=(B64 o) { *this = {{v[0] + o.v[0], v[1] + o.v[1], v[2] + o.v[2], v[3] + o.v[3]}}; }
 };
 
@@ -99,6 +103,20 @@ KFN I16 ints(const uint8_t* bytes) {
 KFN F16 halves(const uint8_t* from) {
   const uint16x8_t low = eight(from), high = eight(from + 16);
   return {{lower_halves(low), upper_halves(low), lower_halves(high), upper_halves(high)}};
+}
+KFN void keep_bf16(void* to, F16 v) {  // to nearest, ties to even; NaN stays NaN
+  for (int i = 0; i < 4; ++i) {
+    const uint32x4_t word = vreinterpretq_u32_f32(v.v[i]), odd = vandq_u32(vshrq_n_u32(word, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(vaddq_u32(word, vdupq_n_u32(0x7fff)), odd);
+    const uint32x4_t all = vbslq_u32(vceqq_f32(v.v[i], v.v[i]), rounded, vorrq_u32(word, vdupq_n_u32(0x400000)));
+    vst1_u8(static_cast<uint8_t*>(to) + 8 * i, vreinterpret_u8_u16(vshrn_n_u32(all, 16)));
+  }
+}
+KFN void keep_halves(void* to, F16 v) {
+  for (int i = 0; i < 2; ++i) {
+    const float16x8_t eight = vcombine_f16(vcvt_f16_f32(v.v[2 * i]), vcvt_f16_f32(v.v[2 * i + 1]));
+    vst1q_u8(static_cast<uint8_t*>(to) + 16 * i, vreinterpretq_u8_f16(eight));
+  }
 }
 KFN F16 halves_in_software(const uint8_t* from) { return halves(from); }
 KFN F16 from_bf16_bits(const uint8_t* from) {

@@ -2,6 +2,7 @@
 #include "levels.hpp"
 #include "quantize.hpp"
 #include "rows.hpp"
+#include "write.hpp"
 #include "levels_run.hpp"
 #include "rows_run.hpp"
 #include "choose.hpp"

@@ -53,7 +53,8 @@ KFN F16 record_dot(const uint8_t* data, const uint8_t* tail, const int8_t* x, in
   for (int k = 0; k < kb; k += step(KIND)) {
 #pragma GCC unroll 3
     for (int p = 0; p < P; ++p, data += 64) {
-      __builtin_prefetch(data + kAhead);
+      if (KIND == INT8 && COMPRESSOR_LEVEL == 2) ask<kAhead / 2>(data);
+      else __builtin_prefetch(data + kAhead);
       sums[p].step(data, x + k);
     }
   }
@@ -84,6 +85,28 @@ KERNEL void gemv_tile(const Matrix& w, long tile, const Tokens& x, float* y) {
   std::memcpy(y, sums, sizeof sums);
 }
 
+// Trits times a number of their row: a lane of 16 bytes holds four rows, four inputs each.
+alignas(64) static constexpr uint8_t kRow[64] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 0, 0, 0, 0, 1, 1,
+                                                 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2,
+                                                 3, 3, 3, 3, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+struct Multiples {
+  B64 even, odd;  // entry 4 row + u and entry row + 4 u are u times the row's number: two bits need not be moved
+  B64 rows, rows_of_four;
+  KIN Multiples() = default;
+  KIN explicit Multiples(B64 of_rows) : even(of_rows), rows(load<B64>(kRow)), rows_of_four(times_four(rows)) {
+    // byte 4 u + row of a lane is byte 4 row + u of it
+    alignas(64) static constexpr uint8_t kTurned[64] = {
+        0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
+        0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    odd = lookup(even, load<B64>(kTurned));
+  }
+  // Of field f of a block of trits.
+  KIN B64 of(B64 block, int f) const {
+    const B64 two = field<4>(block, f / 2);
+    return f % 2 == 0 ? lookup(even, (two & uint8_t{3}) | rows_of_four) : lookup(odd, (two & uint8_t{12}) | rows);
+  }
+};
+
 // One record as levels [kb / 4][16 rows][4 inputs]. With PLANE, the entries of that plane of trits and not the level that
 // joins all.
 template <int KIND, int PLANE = -1>
@@ -100,17 +123,12 @@ KFN void decode(const uint8_t* data, const uint8_t* tail, const uint8_t* numbers
     return;
   }
   constexpr int P = planes(KIND), W = plane_bits(KIND, 0);
-  // a lane of 16 bytes holds four rows, four inputs each: entry 4 row + u of its table is u times the row's number
-  alignas(64) static constexpr uint8_t kRowOfFour[64] = {
-      0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12,
-      0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
   constexpr bool JOIN = is_trits(KIND) && PLANE < 0;
-  B64 tables[P];
-  const B64 rows = load<B64>(kRowOfFour);
+  Multiples tables[P];
   if (JOIN) {
     const Joined<is_trits(KIND) ? KIND : TRIT1> joined(tail, numbers);
 #pragma GCC unroll 3
-    for (int p = 0; p < P; ++p) tables[p] = multiples(joined.a[p]);
+    for (int p = 0; p < P; ++p) tables[p] = Multiples(multiples(joined.a[p]));
   }
   for (int k = 0; k < kb; k += step(KIND), data += 64 * P) {
     B64 blocks[P];
@@ -120,11 +138,13 @@ KFN void decode(const uint8_t* data, const uint8_t* tail, const uint8_t* numbers
     for (int p = 0; p < P; ++p) blocks[p] = load<B64>(data + 64 * p);
 #pragma GCC unroll 8
     for (int f = 0; f < 8 / W; ++f, levels += 64) {
-      B64 level = field<W>(blocks[PLANE < 0 ? 0 : PLANE], f);
+      B64 level;
       if (JOIN) {
-        level = lookup(tables[0], level | rows);
+        level = tables[0].of(blocks[0], f);
 #pragma GCC unroll 3
-        for (int p = 1; p < P; ++p) level += lookup(tables[p], field<W>(blocks[p], f) | rows);
+        for (int p = 1; p < P; ++p) level += tables[p].of(blocks[p], f);
+      } else {
+        level = field<W>(blocks[PLANE < 0 ? 0 : PLANE], f);
       }
       keep(levels, level);
     }

@@ -1,14 +1,6 @@
 // One matrix product, cut into chunks of rows: threads never share a sum, so their number does not change a bit.
 // Included once for each instruction set.
 
-KERNEL void write_out(const Call& c, const float* y, long stride, long row, long rows, long from, long to) {
-  for (long t = from; t < to; ++t)
-    for (long r = 0; r < rows; ++r) {
-      const float value = y[(t - from) * stride + r] * c.w.factor + (c.bias ? c.bias[row + r] : 0.0f);
-      store(c.out, c.dtype, t * c.w.m + row + r, value);
-    }
-}
-
 template <int KIND>
 static void run_kind(const Call& c) {
   const Matrix& w = c.w;

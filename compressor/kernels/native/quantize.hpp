@@ -55,6 +55,10 @@ KFN void quantize_group(const float* x, int kb, int8_t* out, long stride, float*
     q[i] = (int8_t)bits;
   }
   *sum = total;
+  if (stride == 4) {
+    std::memcpy(out, q, kb);
+    return;
+  }
   for (int i = 0; i < kb; i += 4) std::memcpy(out + i / 4 * stride, q + i, 4);
 }
 
@@ -74,4 +78,9 @@ KERNEL void widen_tokens(const void* x, int dtype, long first, long last, long n
   for (long t = first; t < last; ++t)
     for (long g = 0; g < groups; ++g)
       widen(x, dtype, t * n + g * kb, n - g * kb < kb ? n - g * kb : kb, kb, out + (t * groups + g) * kb);
+}
+
+// fp32 to bf16, a multiple of 16 of them: 16 are read before any of them is written, to where others were.
+KERNEL void narrow_in_place(float* x, long count) {
+  for (long i = 0; i < count; i += 16) keep_bf16((uint16_t*)x + i, load<F16>(x + i));
 }

@@ -293,8 +293,10 @@ static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, co
   for (; k + 128 <= n; k += 128)
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
+      const __m512i in = _mm512_loadu_si512(x + k + 32 * i);
       ask(row + 2 * (k + 32 * i));
-      s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)_mm512_loadu_si512(row + 2 * (k + 32 * i)), (__m512bh)_mm512_loadu_si512(x + k + 32 * i));
+      // as assembler, so that it stays beside its request
+      asm volatile("vdpbf16ps %2, %1, %0" : "+v"(s[i]) : "v"(in), "m"(*(const __m512i_u*)(row + 2 * (k + 32 * i))));
     }
   for (; k < n; k += 32) {
     const __mmask32 m = n - k >= 32 ? ~0u : (1u << (n - k)) - 1;

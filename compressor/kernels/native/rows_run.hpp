@@ -5,15 +5,11 @@ static void each_tile(const Call& c, Row&& tile) {
   const long tiles = c.w.tiles(), chunks = chunks_of(tiles, c.threads);
   pool::each(chunks, c.threads, [&](long chunk) {
     const auto [first, last] = span(tiles, chunks, chunk);
-    float y[16];
+    float y[16] = {};
     for (long t = 0; t < c.tokens; ++t)
       for (long number = first; number < last; ++number) {
         tile(number, t, y);
-        const long rows = c.w.m - 16 * number < 16 ? c.w.m - 16 * number : 16;
-        for (long r = 0; r < rows; ++r) {
-          const long row = 16 * number + r;
-          store(c.out, c.dtype, t * c.w.m + row, y[r] * c.w.factor + (c.bias ? c.bias[row] : 0.0f));
-        }
+        write_out(c, y, 16, 16 * number, c.w.m - 16 * number < 16 ? c.w.m - 16 * number : 16, t, t + 1);
       }
   });
 }
@@ -59,8 +55,8 @@ static void run_16(const Call& c) {
   widen_tokens(c.x, c.dtype, 0, c.tokens, w.n, 128, groups, x);
 #if COMPRESSOR_LEVEL == 2
   if (BF16 && c.bf16_products && (!c.exact || c.dtype == BFLOAT16)) {
-    uint16_t* const narrow = (uint16_t*)x;  // in place: a rounded number ends before the next one starts
-    for (long i = 0; i < c.tokens * padded; ++i) narrow[i] = to_bf16(x[i]);
+    uint16_t* const narrow = (uint16_t*)x;
+    narrow_in_place(x, c.tokens * padded);
     each_tile(c, [&](long tile, long t, float* y) {
       const uint16_t* const in = narrow + t * padded;
       if (SPARSE) return sparse_tile_bf16(w, tile, in, y);

@@ -42,6 +42,13 @@ KFN B64 multiples(I16 a) { return (B64)((W16)a * 0x03020100u); }
 
 KFN F16 from_bf16_bits(const uint8_t* from) { return (F16)(__builtin_convertvector(load<H16>(from), W16) << 16); }
 
+// To nearest, ties to even; NaN stays NaN.
+KFN void keep_bf16(void* to, F16 v) {
+  const W16 word = (W16)v, rounded = word + 0x7fffu + (word >> 16 & 1u), nan = word | 0x400000u;
+  const W16 all = (word & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+  keep(to, __builtin_convertvector(all >> 16, H16));
+}
+
 // fp16 to fp32, subnormal numbers included: the exponent is put right by a product.
 KFN F16 halves_in_software(const uint8_t* from) {
   const W16 h = __builtin_convertvector(load<H16>(from), W16);

@@ -1,0 +1,26 @@
+// Sums to outputs. Included once for each instruction set.
+
+// 16 numbers as `dtype`.
+KFN void keep_as(int dtype, F16 v, char* out) {
+  if (dtype == FLOAT32) keep(out, v);
+  else if (dtype == FLOAT16) keep_halves(out, v);
+  else keep_bf16(out, v);
+}
+
+// Rows row .. row + count, 16 at most, of token t; y has 16 sums, whatever the count.
+KFN void write_rows(const Call& c, const float* y, long t, long row, long count) {
+  const F16 v = load<F16>(y) * c.w.factor;
+  char* const out = static_cast<char*>(c.out) + (t * c.w.m + row) * width(c.dtype);
+  if (count == 16) return keep_as(c.dtype, c.bias ? v + load<F16>(c.bias + row) : v, out);
+  float bias[16] = {};
+  char all[64];
+  if (c.bias) std::memcpy(bias, c.bias + row, sizeof(float) * count);
+  keep_as(c.dtype, v + load<F16>(bias), all);
+  std::memcpy(out, all, count * width(c.dtype));
+}
+
+// Rows row .. row + rows of tokens from .. to; y[t - from][row], rows of `stride`.
+KERNEL void write_out(const Call& c, const float* y, long stride, long row, long rows, long from, long to) {
+  for (long t = from; t < to; ++t)
+    for (long r = 0; r < rows; r += 16) write_rows(c, y + (t - from) * stride + r, t, row + r, rows - r < 16 ? rows - r : 16);
+}

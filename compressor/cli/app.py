@@ -64,6 +64,9 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # an arrow that the terminal cannot show is no reason to stop
             stream.reconfigure(errors="replace")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):  # a log is no place for their bars
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in sys.argv
     words = [word for word in sys.argv[1:] if word != "--debug"]
     sys.argv = [sys.argv[0], *(words or ["--help"])]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compressor.cli.common import Model, Quiet, TrustRemoteCode, Verbose, make_voice, typed_command
+from compressor.cli.tables import say, wide_console
 from compressor.engine.imports import uncollected
 from compressor.errors import UserError
 
@@ -87,6 +88,8 @@ def _give(result: Bench, json_file: Path | None, to_file: Path | None, plot: Pat
         typer.echo(text, nl=False)
     elif not quiet:
         print_bench(result)
+        if plot is not None:
+            say(wide_console(), f"Plotted in {plot}")
 
 
 def _numbers(words: str, flag: str) -> list[int]:

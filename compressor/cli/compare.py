@@ -55,10 +55,13 @@ def compare(
     console.print(size_table(entries))
     for group in groups:
         console.print(quality_table(group))
-        for reason in group.differs:
-            say(console, f"  ! not comparable with the other table of this text: {reason}")
+        if group.differs:
+            tables = "table" if sum(other.name == group.name for other in groups) == 2 else "tables"
+            say(console, f"  ! not comparable with the other {tables} of this text: {'; '.join(group.differs)}")
         for doubt in group.doubts:
             say(console, f"  ! {doubt}")
+        if group.differs or group.doubts:
+            console.print()
     for label, command in missing:
         say(console, f"  {label} was not measured; this measures it: {command}")
     if plot:

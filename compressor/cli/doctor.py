@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from compressor.cli.common import Json, print_json
-from compressor.cli.tables import printable
+from compressor.cli.tables import print_facts, wide_console
 
 
 def doctor(as_json: Json = False) -> None:
@@ -19,8 +19,6 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print_json([{"name": fact.name, "value": fact.value, "wrong": fact.wrong} for fact in facts])
     else:
-        width = max(len(fact.name) for fact in facts)
-        for fact in facts:
-            typer.echo(printable(f"{fact.name:{width}}  {'WRONG: ' if fact.wrong else ''}{fact.value}"))
+        print_facts(wide_console(), {fact.name: f"{'WRONG: ' if fact.wrong else ''}{fact.value}" for fact in facts})
     if any(fact.wrong for fact in facts):
         raise typer.Exit(1)

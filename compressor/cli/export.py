@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from compressor.cli.common import Model
+from compressor.cli.tables import say, wide_console
 from compressor.errors import UserError
 
 Format = Literal["dense", "compressed-tensors", "gguf", "mlx", "gptq"]
@@ -63,6 +65,7 @@ def export(
     from compressor.report.numbers import bytes_text
     from compressor.run.export import default_output, exporter
 
+    console = wide_console()
     options: dict[str, Any] = {}
     chosen = {"kind": kind, "tokenizer": tokenizer, "dry_run": dry_run or None}
     for name, value in chosen.items():
@@ -72,15 +75,15 @@ def export(
         if value is not None:
             options[name] = value
     if form == "gguf":
-        options["say"] = typer.echo
+        options["say"] = partial(say, console)
     output = output or default_output(model, form)
     done = exporter(form)(model, output, **options)
     if dry_run:
         return
     if form == "dense":
-        typer.echo(f"{done.matrices} packed matrices were unpacked; {output} holds {bytes_text(done.tensor_bytes)}")
+        say(console, f"{done.matrices} packed matrices were unpacked; {output} holds {bytes_text(done.tensor_bytes)}")
         return
     values = "every value is that of the folder it was made from" if done.exact else "rounded once more:"
-    typer.echo(f"{output} ({done.form or form}) holds {bytes_text(done.tensor_bytes)}; {values}")
+    say(console, f"{output} ({done.form or form}) holds {bytes_text(done.tensor_bytes)}; {values}")
     for note in done.notes:
-        typer.echo(f"  {note}")
+        say(console, f"  {note}")

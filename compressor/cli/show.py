@@ -148,18 +148,23 @@ def print_evaluation(result: list[dict[str, Any]]) -> None:
     """Print evaluation rows as a table."""
     if not result:
         return
-    table = new_table("", ("text", "model"), ("perplexity", "bits/byte", "KL", "top-1"))
-    for entry in result:
-        for row in entry["rows"]:
-            add_row(
-                table,
-                entry["name"],
-                row["label"],
-                significant(float(row["perplexity"])),
-                significant(row["bits_per_byte"]) if row["bits_per_byte"] is not None else "",
-                significant(row["kl"], 3) if row["kl"] is not None else "",
-                percent(row["top1"]) if row["top1"] is not None else "",
-            )
+    heads = ("perplexity", "bits/byte", "KL", "top-1")
+    rows = [
+        (
+            entry["name"],
+            row["label"],
+            significant(float(row["perplexity"])),
+            significant(row["bits_per_byte"]) if row["bits_per_byte"] is not None else "",
+            significant(row["kl"], 3) if row["kl"] is not None else "",
+            percent(row["top1"]) if row["top1"] is not None else "",
+        )
+        for entry in result
+        for row in entry["rows"]
+    ]
+    told = [column for column in range(len(heads)) if any(row[2 + column] for row in rows)]
+    table = new_table("", ("text", "model"), tuple(heads[column] for column in told))
+    for row in rows:
+        add_row(table, *row[:2], *(row[2 + column] for column in told))
     console = wide_console()
     console.print(table)
     shown = {

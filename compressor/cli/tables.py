@@ -37,9 +37,15 @@ def wide_console() -> Console:
 
 
 def say(console: Console, words: str | Text, style: str = "") -> None:
-    """Print a sentence, control characters spelled out; broken into lines where a person sees it, whole elsewhere."""
+    """Print a sentence, control characters spelled out; whole where nobody watches, else in lines as far in as it."""
     text = Text(printable(words), style) if isinstance(words, str) else words
-    console.print(text, soft_wrap=not console.is_terminal)
+    inner = len(text.plain) - len(text.plain.lstrip(" "))
+    if not console.is_terminal or not inner:
+        console.print(text, soft_wrap=not console.is_terminal)
+        return
+    for line in text[inner:].wrap(console, max(console.width - inner, NARROW)):
+        line.rstrip()
+        console.print(Text(" " * inner).append_text(line), soft_wrap=True)
 
 
 @dataclass

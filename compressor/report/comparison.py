@@ -174,19 +174,26 @@ def _line_label(entry: Entry, row: EvaluationRow) -> str:
 
 def _mark_differences(groups: Sequence[Group]) -> None:
     for group in groups:
-        same_text = [other for other in groups if other is not group and _same_text(group, other)]
-        for other in same_text:
-            keys = sorted(set(group.protocol) | set(other.protocol))
-            reasons = [
-                f"{key} {group.protocol.get(key)} / {other.protocol.get(key)}"
-                for key in keys
-                if key not in (NOT_IDENTITY | COUNTED) and group.protocol.get(key) != other.protocol.get(key)
-            ]
-            if group.text_sha256 != other.text_sha256:
-                reasons.append("another text of this name")
-            elif group.tokens_sha256 != other.tokens_sha256:
-                reasons.append("other tokens")
-            group.differs += [reason for reason in reasons or ["another evaluation"] if reason not in group.differs]
+        group.differs = _reasons(group, [other for other in groups if other is not group and _same_text(group, other)])
+
+
+def _reasons(group: Group, others: Sequence[Group]) -> list[str]:
+    """Why none of ``others`` may stand beside it: setting by setting its own value and theirs, then the text."""
+    theirs: dict[str, list[str]] = {}
+    words = []
+    for other in others:
+        keys = sorted((set(group.protocol) | set(other.protocol)) - NOT_IDENTITY - COUNTED)
+        changed = [key for key in keys if group.protocol.get(key) != other.protocol.get(key)]
+        for key in changed:
+            theirs.setdefault(key, []).append(str(other.protocol.get(key)))
+        if group.text_sha256 != other.text_sha256:
+            words.append("another text of this name")
+        elif group.tokens_sha256 != other.tokens_sha256:
+            words.append("other tokens")
+        elif not changed:
+            words.append("another evaluation")
+    values = [f"{key} {group.protocol.get(key)} / {', '.join(dict.fromkeys(found))}" for key, found in theirs.items()]
+    return values + list(dict.fromkeys(words))
 
 
 def _same_text(one: Group, other: Group) -> bool:

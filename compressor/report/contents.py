@@ -21,6 +21,7 @@ ABOUT = frozenset({"report.json", "report.html", "README.md", ".gitattributes"})
 """Files about the model rather than of it: not counted as its size."""
 
 EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|wpe|lm_head|output_projection)\.")
+MEMORY = re.compile(r"\.lin_[a-z]\w*(\.|$)")  # what linearizing adds to an attention
 # the parts of one packed matrix, as the quantizers name them: module path, then part
 PARTS = re.compile(
     r"(?P<module>.*?)(\.weight\.|_|\.)(?P<part>qweight|qzeros|scales|g_idx|weight_packed|weight_scale\w*|weight_shape"
@@ -132,6 +133,8 @@ class Contents:
 
 def _row(group: Group, form: str, members: Sequence[Item], total: int, source: Contents | None) -> LedgerRow:
     before: list[int | None] = [source.bytes_of(item.name) if source else None for item in members]
+    if source and group == "attention memory":  # new: the source had nothing in its place
+        before = [0] * len(members)
     known = [count for count in before if count is not None]
     count, parameters = sum(item.bytes for item in members), sum(item.parameters for item in members)
     if source and group == "embeddings" and len(known) < len(before):  # tied: either of two names may be the stored one
@@ -187,6 +190,7 @@ def read_contents(folder: Path | str, *, scan: bool = False, carried_over: Colle
 def _items(checkpoint: Checkpoint, storage: Storage) -> Iterator[Item]:
     config = checkpoint.config
     vocabulary = (config.get("text_config") or config).get("vocab_size")
+    linearized = bool(config.get("linear_attention"))
     rest = dict(sorted(checkpoint.tensors.items(), key=lambda pair: natural(pair[0])))
     if storage.method == OWN:
         manifest = (config.get("quantization_config") or {}).get("modules")
@@ -195,7 +199,8 @@ def _items(checkpoint: Checkpoint, storage: Storage) -> Iterator[Item]:
     elif storage.method != PLAIN:
         yield from _foreign_items(checkpoint, storage, rest)
     for entry in rest.values():
-        yield _plain_item(entry, vocabulary)
+        item = _plain_item(entry, vocabulary)
+        yield replace(item, group="attention memory") if linearized and MEMORY.search(entry.name) else item
 
 
 def _form(spec: dict[str, Any]) -> str:

@@ -69,6 +69,7 @@ def render_html(report: Report) -> str:
     errors = [layer.relative_error for layer in layers if layer.relative_error is not None]
     zeros = [layer.sparsity for layer in layers]
     shown = shown_layers(layers)
+    shaded = (ERROR, BITS, SPARSITY) if any(zeros) else (ERROR, BITS)
     return (
         environment()
         .get_template("report.html.j2")
@@ -89,7 +90,9 @@ def render_html(report: Report) -> str:
                 linear_axis(max(zeros, default=1.0)),
                 "Sparsity",
                 "spa",
-            ),
+            )
+            if any(zeros)
+            else [],
             zeros=median(zeros) if zeros else 0.0,
             kinds=kinds(layers),
             shown=shown,
@@ -98,7 +101,7 @@ def render_html(report: Report) -> str:
             linear=linear_page(report.linearization),
             kernels=kernels_told(report),
             treemap=treemap(report),
-            heat=[found for quantity in (ERROR, BITS, SPARSITY) if (found := heat_map(layers, quantity)) is not None],
+            heat=[found for quantity in shaded if (found := heat_map(layers, quantity)) is not None],
             chain=chain,
             chain_plots=chain_plots(chain) if chain is not None and chain.texts else None,
             samples=[said(sample) for sample in report.samples],

@@ -73,13 +73,15 @@ def share(fraction: float) -> str:
 
 
 def change(value: float, reference: float) -> str:
-    """Relative change in words: ``+14.6 %``; a factor from fivefold on, ``x 7.3``."""
+    """Relative change in words: ``+14.6 %``, ``±0.0 %``; a factor from fivefold on, ``x 7.3``."""
     if not (math.isfinite(value) and math.isfinite(reference)) or reference == 0:
         return ABSENT
     ratio = value / reference
     if ratio >= 5:
         return f"\u00d7{NBSP}{significant(ratio, 2)}"
-    return f"{'+' if ratio >= 1 else MINUS}{abs(ratio - 1) * 100:.1f}{NBSP}%"
+    size = f"{abs(ratio - 1) * 100:.1f}"
+    sign = "\u00b1" if float(size) == 0 else "+" if ratio >= 1 else MINUS
+    return f"{sign}{size}{NBSP}%"
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from statistics import median
 
 from markupsafe import Markup
 
-from compressor.report.numbers import bytes_text, parameters_text, percent, significant, tick_bytes
+from compressor.report.numbers import bytes_text, percent, significant, tick_bytes
 from compressor.report.plot_lines import Series, decades_axis, even_axis, line_plot, steps_axis
 from compressor.report.plots import Panel, bar, line, picture, round_ticks, text
 from compressor.report.schema_linear import Decode, Distillation, Positions, Recall, Transfer, Who
@@ -239,4 +239,4 @@ def _tick_percent(fraction: float) -> str:
 
 
 def _tick_tokens(count: float) -> str:
-    return "0" if count == 0 else parameters_text(round(count)) if count >= 1000 else f"{count:g}"
+    return tick_bytes(count).removesuffix("B").rstrip()

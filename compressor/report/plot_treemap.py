@@ -12,7 +12,7 @@ from compressor.report.numbers import bytes_text, percent, significant
 from compressor.report.plot_labels import HEIGHT, RISE, text_width
 from compressor.report.plots import bar, picture, text
 from compressor.report.schema import GROUPS, Group, Layer, Report
-from compressor.report.shades import NONE, Shade, bits_css, bits_legend
+from compressor.report.shades import Shade, bits_css, bits_legend
 from compressor.report.treemap import Rect, in_rows, squarify
 
 LINEARS: tuple[Group, ...] = ("compressed linears", "kept linears")
@@ -174,7 +174,7 @@ def _cell(node: Node, rect: Rect, tips: bool) -> list[str]:
         return [box]
     out = [box, text(rect.x + PAD, rect.y + RISE + 3, words, f"on-{css}")]
     size = bytes_text(node.bytes)
-    if rect.height >= 2 * HEIGHT + 5 and text_width(size) <= rect.width - 2 * PAD and css != NONE:
+    if rect.height >= 2 * HEIGHT + 5 and text_width(size) <= rect.width - 2 * PAD:
         out.append(text(rect.x + PAD, rect.y + RISE + 3 + HEIGHT, size, f"on-{css} thin"))
     return out
 

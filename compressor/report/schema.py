@@ -18,17 +18,20 @@ SCHEMA_VERSION = 1
 Group = Literal[
     "compressed linears",
     "kept linears",
+    "attention memory",
     "embeddings",
     "norms and others",
     "carried over",
     "container",
     "config, tokenizer, reader",
 ]
-"""The groups of the size ledger, in the order they are shown. ``container`` is safetensors headers and padding."""
+"""The groups of the size ledger, in the order they are shown. ``attention memory`` is what linearizing adds;
+``container`` is safetensors headers and padding."""
 
 GROUPS: tuple[Group, ...] = (
     "compressed linears",
     "kept linears",
+    "attention memory",
     "embeddings",
     "norms and others",
     "carried over",

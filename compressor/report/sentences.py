@@ -57,6 +57,9 @@ def what_was_done(report: Report) -> str:
         return linear or "nothing was changed"
     linear = f"{linear}; " if linear else ""
     methods = " and ".join(method for method, _ in Counter(layer.method for layer in done).most_common())
+    if len(report.stages) > 1 and all(stage.matrices == len(done) for stage in report.stages):
+        # a layer remembers only the last that it went through
+        methods = ", then ".join(stage.label for stage in report.stages)
     formats = " and ".join(name for name, _ in Counter(layer.format for layer in done).most_common())
     weights = sum(layer.shape[0] * layer.shape[1] for layer in done)
     zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in done) / weights
@@ -85,7 +88,8 @@ def classes_told(report: Report) -> str | None:
 
 
 def kernels_told(report: Report) -> str | None:
-    """``kernels (avx512, 8-bit activations): perplexity 43.09 -> 43.12, KL 0.0004 ...``, or why it was not measured."""
+    """``kernels (avx512, 8-bit activations) instead of exact products: perplexity 43.09 -> 43.12, KL 0.0004 ...``, or
+    why it was not measured."""
     check = report.verification
     if check is None:
         return None
@@ -95,7 +99,8 @@ def kernels_told(report: Report) -> str | None:
     before, after = significant(cost.exact_perplexity), significant(cost.perplexity)
     windows = "window" if cost.windows == 1 else "windows"
     return (
-        f"kernels ({cost.rung}, {activations} activations): perplexity {before}{NBSP}{ARROW}{NBSP}{after}, "
+        f"kernels ({cost.rung}, {activations} activations) instead of exact products: "
+        f"perplexity {before}{NBSP}{ARROW}{NBSP}{after}, "
         f"KL {significant(cost.kl, 2)} token by token, {significant(cost.prompt_kl, 2)} in prompts "
         f"({cost.windows} {windows} of {cost.seqlen} tokens of {cost.text})"
     )

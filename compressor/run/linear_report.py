@@ -128,8 +128,9 @@ def proved(run: Run) -> tuple[Proof | None, list[str]]:
         student = AutoModelForCausalLM.from_pretrained(run.folder, dtype=run.plan.dtype).to(device).eval()
     text = run.inputs.texts.texts[0]
     ids = run.inputs.texts.ids[run.inputs.texts.span(0)]
-    with run.voice.progress(1) as ticker:
+    with run.voice.meanwhile("proving") as say:
+        tokenizer = run.inputs.tokenizer
         proof = prove(
-            dense, student, ids, tokenizer=run.inputs.tokenizer, text=text.name, say=lambda what: ticker.now(what)
+            dense, student, ids, tokenizer=tokenizer, text=text.name, say=lambda what: say(f"proving: {what}")
         )
     return proof, []

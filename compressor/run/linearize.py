@@ -146,14 +146,17 @@ def _choose(run: Run) -> list[int]:
         scores: list[float] = []
         kept = sorted(set(settings.keep_layers))
         if count and not kept:
-            scores = _scores(run, settings)
+            with run.voice.meanwhile("scoring the layers"):
+                scores = _scores(run, settings)
             kept = choose(settings.select, count, scores)
         facts |= {"kept": kept, "scores": scores}
         run.journal.write()
         if scores and settings.select != "even":
             order = sorted(range(run.blocks), key=lambda i: scores[i], reverse=settings.select != "kl-add")
             shown = ", ".join(f"{layer}: {scores[layer]:.3g}" for layer in order)
-            run.voice.say(f"layers by {settings.select}: {shown}; staying softmax: {', '.join(map(str, kept))}")
+            stay = f"{'layer' if len(kept) == 1 else 'layers'} {', '.join(map(str, kept))}"
+            how = f"by {settings.select} (layer: score): {shown}"
+            run.voice.say(f"staying softmax attention: {stay}, chosen {how}")
     run.timed("choosing layers", since)
     return [layer for layer in range(run.blocks) if layer not in facts["kept"]]
 
@@ -258,10 +261,9 @@ def _finish(
     verification = None
     if verifier is not None:
         since = time.perf_counter()
-        run.voice.detail("reloading the result in a fresh process")
-        verification = verifier.check(
-            streams["probe"].ids, runner.logits(streams["probe"], slice(0, 1)), run.inputs.texts
-        ).verification
+        logits = runner.logits(streams["probe"], slice(0, 1))
+        with run.voice.meanwhile("reloading the result in a fresh process"):
+            verification = verifier.check(streams["probe"].ids, logits, run.inputs.texts).verification
         run.timed("verifying in a fresh process", since)
     since = time.perf_counter()
     evaluation = []
@@ -271,7 +273,8 @@ def _finish(
             "dense": ("dense", run.runner, run.streams["dense"]),
             "compressed": (label, runner, streams["compressed"]),
         }
-        evaluation = finish.evaluations(models, run)
+        with run.voice.meanwhile("measuring on the evaluation texts"):
+            evaluation = finish.evaluations(models, run)
     run.timed("evaluating", since)
     since = time.perf_counter()
     proof, missing = proved(run)

@@ -15,6 +15,7 @@ from torch import Tensor
 from compressor.calibration import EvaluationText, TokenWindows, load_evaluation, named_set, same_text
 from compressor.engine.forward import BlockRunner, Stream
 from compressor.errors import UserError
+from compressor.report.numbers import percent
 
 # What to judge on when nothing is asked for: never what was calibrated on.
 COUNTERPARTS = {"embedded": "embedded-heldout", "c4": "wikitext2-test", "wikitext2": "c4-validation"}
@@ -160,7 +161,7 @@ def in_domain(calibration: TokenWindows | None, text: EvaluationText) -> tuple[b
     verdict = same_text(calibration, text)
     if verdict.same:
         return True, f"{verdict.why}: {verdict.source}" if verdict.source else verdict.why
-    return False, f"{verdict.shared:.1%} of its 16-grams occur in the calibration windows"
+    return False, f"{percent(verdict.shared)} of its 16-grams occur in the calibration windows"
 
 
 def protocol(text: EvaluationText, dtype: torch.dtype) -> dict[str, Any]:

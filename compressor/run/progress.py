@@ -6,18 +6,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partialmethod
+from datetime import timedelta
 from importlib import import_module
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from compressor.report.numbers import duration
 
 SILENT = 30.0
 """Seconds between two lines of progress, at least."""
+
+COUNTED = 1000
+"""Steps that a person still counts are fewer."""
+
+WIDE = 100
+"""Columns of a terminal from which a bar may be long."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +52,36 @@ class Voice:
     @contextmanager
     def progress(self, total: int, *, done: int = 0) -> Iterator[Ticker]:
         """Show how far ``total`` steps are: by a bar where there is a terminal that can draw one, else by lines."""
-        if self.verbosity < 0 or not self.console.is_terminal or self.console.is_dumb_terminal:
+        if not self._draws:
             yield Lines(self, total, done)
             return
         bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            BarColumn(40 if self.console.width >= WIDE else 12),
+            HowFar(),
+            TimeLeft(),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
             console=self.console,
             transient=True,
+            expand=True,  # what is long is cut in the last column, not the numbers
         )
         with bar:
-            yield Bar(bar, bar.add_task("", total=total, completed=done))
+            yield Bar(bar, bar.add_task("", total=total, completed=done, first=done))
+
+    @contextmanager
+    def meanwhile(self, what: str) -> Iterator[Callable[[str], None]]:
+        """Show on a terminal that something goes on of which nobody knows how far it is; is told what it is by now."""
+        if not self._draws:
+            self.detail(what)
+            yield self.detail
+            return
+        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+        with Progress(*columns, console=self.console, transient=True) as shown:
+            task = shown.add_task(what, total=None)
+            yield lambda now: shown.update(task, description=now)
+
+    @property
+    def _draws(self) -> bool:
+        return self.verbosity >= 0 and self.console.is_terminal and not self.console.is_dumb_terminal
 
 
 class Ticker(Protocol):
@@ -114,6 +136,37 @@ class Lines:
         self.voice.say(f"{where}{self.done:,} of {self.total:,} after {duration(spent)}{about}")
 
 
+class HowFar(ProgressColumn):
+    """Steps that a person can count are counted, of more a share is told: ``2/3``, ``34 %``."""
+
+    def render(self, task: Task) -> Text:
+        total, done = int(task.total or 0), int(task.completed)
+        shown = f"{done}/{total}".rjust(2 * len(str(total)) + 1) if total < COUNTED else f"{100 * done // total:3} %"
+        return Text(shown, "progress.download")
+
+
+class TimeLeft(ProgressColumn):
+    """Time left, from all the time spent: steps may take minutes. Before the first step is done, the time spent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.at = 0.0, 0.0
+
+    def render(self, task: Task) -> Text:
+        spent, total = task.elapsed or 0.0, task.total or 0.0
+        if task.completed != self.reached:
+            self.reached, self.at = task.completed, spent
+        gone = task.completed - task.fields["first"]
+        if gone <= 0:
+            return Text(f"{_clock(spent)} so far", "progress.elapsed")
+        left = self.at / gone * (total - task.completed) - (spent - self.at)
+        return Text(f"{_clock(max(left, 0.0))} left", "progress.remaining")
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=int(seconds)))
+
+
 @dataclass(frozen=True)
 class Bar:
     """Moves a progress bar."""
@@ -136,10 +189,14 @@ class Bar:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Within, libraries draw no progress bars of their own; one that a library asks for on purpose is drawn."""
+    """Within, libraries draw no progress bars of their own, not even where they say ``disable=False``."""
     tqdm: Any = import_module("tqdm").tqdm
     before = tqdm.__init__
-    tqdm.__init__ = partialmethod(before, disable=True)
+
+    def silent(bar: Any, *arguments: Any, **settings: Any) -> None:
+        before(bar, *arguments, **{**settings, "disable": True})
+
+    tqdm.__init__ = silent
     try:
         yield
     finally:

@@ -347,14 +347,15 @@ def _finish(run: Run, verifier: Verifier | None, started: str, began: float, war
     run.timed("packing and writing", since)
     verification, said, asked = None, None, asked_of(run)
     if verifier is not None:
-        run.voice.detail("reloading the result in a fresh process")
         since = time.perf_counter()
         probe = run.streams["probe"]
-        checked = verifier.check(probe.ids, run.coded.logits(probe, slice(0, 1)), run.inputs.texts, asked)
+        with run.voice.meanwhile("reloading the result in a fresh process"):
+            checked = verifier.check(probe.ids, run.coded.logits(probe, slice(0, 1)), run.inputs.texts, asked)
         verification, said = checked.verification, checked.said
         run.timed("verifying in a fresh process", since)
     since = time.perf_counter()
-    evaluation = finish.evaluate(run)
+    with run.voice.meanwhile("measuring on the evaluation texts"):
+        evaluation = finish.evaluate(run)
     run.timed("evaluating", since)
     runtimes = verifier.runtimes if verifier is not None else []
     report = finish.make_report(run, specs, evaluation, verification, started, warnings, runtimes=runtimes)

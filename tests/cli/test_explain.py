@@ -274,6 +274,23 @@ def test_a_tied_embedding_may_be_stored_under_either_name(tmp_path: Path) -> Non
     assert rows["embeddings"].source_bytes == 4 * 32 * 4
 
 
+def test_what_linearizing_adds_is_a_group_of_its_own(tmp_path: Path) -> None:
+    """New tensors, of which the source had none; the attention's own projections stay what they are."""
+    attention = {"model.layers.0.self_attn.q_proj.weight": torch.zeros(4, 4)}
+    new = {
+        "model.layers.0.self_attn.lin_k.weight": torch.zeros(2, 4, 4),
+        "model.layers.0.self_attn.lin_mix": torch.zeros(4),
+    }
+    before = read_contents(write_folder(tmp_path / "s", attention, {}))
+    after = write_folder(tmp_path / "l", {**attention, **new}, {})
+    config = json.loads((after / "config.json").read_text())
+    (after / "config.json").write_text(json.dumps({**config, "linear_attention": {"layers": [0]}}))
+    rows = {row.group: row for row in read_contents(after).ledger(before)}
+    memory = rows["attention memory"]
+    assert (memory.tensors, memory.bytes, memory.source_bytes) == (2, 4 * 36, 0)
+    assert (rows["kept linears"].bytes, rows["kept linears"].source_bytes) == (64, 64)
+
+
 def test_a_source_that_lacks_the_prefix_or_the_tensor(tmp_path: Path) -> None:
     short = write_folder(tmp_path / "s", {"h.0.a.weight": torch.zeros(4, 4), "b.weight": torch.zeros(2)}, {})
     long = {"transformer.h.0.a.weight": torch.zeros(4, 4), "transformer.other.weight": torch.zeros(2)}

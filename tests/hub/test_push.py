@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,16 @@ def logits(
     done = subprocess.run(command, env={**os.environ, **away, **places}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(target)
+
+
+def test_a_log_gets_no_bars(hub: Hub, made: Path, tmp_path: Path) -> None:
+    """Nor what else a terminal would be steered by, in an upload and in a download."""
+    places = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_me", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    for words in (["push", made, "me/tiny"], ["explain", "me/tiny"]):
+        command = [sys.executable, "-m", "compressor.cli.app", *map(str, words)]
+        done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.stdout)
 
 
 def test_there_and_back(hub: Hub, made: Path, command: Command, tmp_path: Path) -> None:

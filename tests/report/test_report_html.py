@@ -78,6 +78,26 @@ def test_ids_are_unique_and_links_lead_somewhere(make_report: Make, linearized: 
             assert set(value.split()) <= set(ids)
 
 
+@pytest.mark.parametrize("linearized", [False, True])
+def test_links_stand_in_the_order_of_the_sections(make_report: Make, linearized: bool) -> None:
+    page = render_html(make_report(linearized=linearized))
+    links = re.findall(r'href="#([a-z]+)"', page[page.index("<nav") : page.index("</nav>")])
+    assert links == re.findall(r'<section id="([a-z]+)"', page[page.index("</nav>") :])
+
+
+def test_nothing_is_said_of_zeros_and_errors_where_there_are_none(make_report: Make) -> None:
+    """As in a linearized model, whose matrices are those of the source."""
+    report = make_report()
+    page = render_html(report)
+    assert all(words in page for words in ("Sparsity as bars", "Sparsity: ", "Median error", "Relative error as bars"))
+    report.stages = []
+    for layer in report.layers:
+        layer.sparsity, layer.relative_error = 0.0, None
+    page = render_html(report)
+    layers = page[page.index('<section id="layers"') : page.index('<section id="calibration"')]
+    assert not any(words in layers for words in ("Sparsity as bars", "Sparsity: ", "Median error", "as bars"))
+
+
 def test_every_header_cell_has_a_scope(make_report: Make) -> None:
     page = render_html(make_report())
     assert all('scope="' in cell for cell in re.findall(r"<th\b[^>]*>", page))

@@ -215,6 +215,9 @@ def test_what_was_done(make_report: Make) -> None:
         .replace(numbers.NBSP, " ")
         .startswith("5 of 6 linears (246 k weights) by sparsegpt: 52.8 %")
     )
+    for stage in report.stages:  # all that were changed went through both
+        stage.matrices = 5
+    assert " by sparsegpt 50 %, then rtn 4 bits: 52.8" in what_was_done(report).replace(numbers.NBSP, " ")
     for layer in report.layers:
         layer.method = "kept"
     assert what_was_done(report) == "nothing was changed"
@@ -226,7 +229,8 @@ def test_what_kernels_cost(make_report: Make) -> None:
     assert report.verification is not None
     told = (kernels_told(report) or "").replace(numbers.NBSP, " ")
     assert told == (
-        "kernels (avx512, 8-bit activations): perplexity 14.08 \u2192 14.13, KL 0.00040 token by token, "
+        "kernels (avx512, 8-bit activations) instead of exact products: "
+        "perplexity 14.08 \u2192 14.13, KL 0.00040 token by token, "
         "0.00030 in prompts (4 windows of 256 tokens of stories)"
     )
     report.verification.kernels = None

@@ -83,8 +83,11 @@ class Prepared:
         """What its owner may want to mend first."""
         report, card = self.checked.report, next((piece.text for piece in self.pieces if piece.name == CARD), None)
         found = []
-        if report.verification is None:
+        if report.exported is not None and not report.runtimes:
+            found.append("no program has loaded it yet")
+        if report.verification is None and report.exported is None:
             found.append("nobody has checked that it loads: its run was told not to (--no-verify)")
+        found += [f"{way.name} computes something else: {way.check}" for way in report.runtimes if not way.passed]
         if card is None:
             found.append(f"it has no {CARD}")
         elif "license" not in front_matter_of(card):
@@ -172,6 +175,7 @@ def placed(text: str, model: HubName) -> str:
     """A text in which ``PATH`` stands for the model, with the model's name there."""
     revision = f', revision="{model.revision}"' if model.revision else ""
     text = text.replace('from_pretrained("PATH"', f'from_pretrained("{model.id}"{revision}')
+    text = re.sub(r"(?<=[ \"'])PATH/(?=\w)", f"{model.id.split('/')[1]}/", text)
     return re.sub(r"(?<=[ \"'])PATH(?=[ \"'`\n]|$)", str(model), text)
 
 

@@ -15,6 +15,7 @@ from compressor.errors import UserError
 from compressor.report.files import read_report
 from compressor.report.linear_page import linear_page
 from compressor.report.schema import Report
+from compressor.report.schema_use import Exported
 
 Paths = Literal["refuse", "shorten", "allow"]
 
@@ -104,6 +105,8 @@ def check_folder(folder: Path, *, paths: Paths = "refuse") -> Checked:
     _check_verified(report, folder)
     files = list(_files(folder, folder))
     _check_complete(folder, files)
+    if report.exported is not None:
+        _check_exported(folder, report.exported)
     return Checked(folder, report, tuple(_checked_text(name, file, paths) for name, file in files))
 
 
@@ -146,6 +149,18 @@ def _check_complete(folder: Path, files: list[tuple[str, Path]]) -> None:
     stray = weights - one_file - set(open_checkpoint(folder).files)
     if stray:
         raise UserError(f"{min(stray).name} is not part of the model in {folder.name}", fix="move it out of the folder")
+
+
+def _check_exported(folder: Path, exported: Exported) -> None:
+    """Everything that the export has written is there (the card apart), and the weights have not changed in size."""
+    if (gone := next((name for name in exported.files if not (folder / name).is_file()), None)) is not None:
+        raise UserError(f"{gone} is missing in {folder.name}", fix="export it again")
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith(WEIGHTS))
+    if size != exported.file_bytes:
+        raise UserError(
+            f"the weights in {folder.name} have {size:,} bytes, and {exported.file_bytes:,} were written",
+            fix="export it again",
+        )
 
 
 def _checked_text(name: str, file: Path, paths: Paths) -> Piece:

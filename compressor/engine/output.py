@@ -89,8 +89,11 @@ def clear_working(folder: Path) -> None:
             entry.unlink()
 
 
-def check_disk(folder: Path, needed: int) -> None:
+def check_disk(folder: Path, needed: int, *, flag: str = "--output") -> None:
     """Refuse when fewer than ``needed`` bytes are free where ``folder`` lies (or will lie).
+
+    Args:
+        flag: of the command line, that names it.
 
     Raises:
         UserError: names the bytes needed and free.
@@ -99,8 +102,8 @@ def check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"{place} has {free / 1e9:.2f} GB free, the run needs {needed / 1e9:.2f} GB",
-            fix="choose an --output on a larger disk",
+            f"{place} has {free / 1e9:.3g} GB free, the run needs {needed / 1e9:.3g} GB",
+            fix=f"make room, or choose another {flag} on a larger disk",
         )
 
 
@@ -173,8 +176,8 @@ def building(output: Path) -> Iterator[Path]:
     """
     work = working_folder(output)
     check_working(work)
-    work.mkdir(parents=True, exist_ok=True)
     try:
+        work.mkdir(parents=True, exist_ok=True)
         with exclusive(work):
             clear_working(work)
             folder = work / "model"

@@ -60,7 +60,7 @@ def check_place(output: Path, source: Path) -> None:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists already", fix="choose another folder to write")
-    check_output(output, source, overwrite=False)
+    check_output(output, source, overwrite=False, flag="DEST")
 
 
 def model_name(model: str) -> str:

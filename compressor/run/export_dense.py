@@ -64,7 +64,7 @@ def export_dense(model: str, output: Path, *, verify: bool = False) -> Exported:
     shards = [_shard(skeleton, names, apart) for names in _groups(skeleton)]
     _carry_over(skeleton, shards[0][0])
     total = sum(prod(shape) * dtype.itemsize for layout, _ in shards for dtype, shape in layout.values())
-    check_disk(output, total + min(total, ONE_FILE))
+    check_disk(output, total + min(total, ONE_FILE), flag="DEST")
     with building(output) as folder:
         for number, (layout, pieces) in enumerate(shards, 1):
             reader = _Reader(skeleton, layout, pieces)

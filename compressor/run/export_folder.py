@@ -63,7 +63,7 @@ def write_laid(
     shards[0].extra.extend(skeleton.extra)
     layouts = [shard.layout() for shard in shards]
     total = sum(prod(shape) * dtype.itemsize for layout in layouts for dtype, shape in layout.values())
-    check_disk(output, total + min(total, ONE_FILE))
+    check_disk(output, total + min(total, ONE_FILE), flag="DEST")
     with building(output) as folder:
         for number, (shard, layout) in enumerate(zip(shards, layouts, strict=True), 1):
             write_shard(folder, number, len(shards), layout, shard.read, made_for)

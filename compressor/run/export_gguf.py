@@ -160,7 +160,7 @@ def export_gguf(
     )
     if dry_run:
         return done
-    check_disk(output, total + len(entries) * ALIGNMENT + (1 << 20))
+    check_disk(output, total + len(entries) * ALIGNMENT + (1 << 20), flag="DEST")
     with building(output) as folder:
         try:
             _write(folder / file, source, entries, vocabulary, name, label)
@@ -340,7 +340,7 @@ def _check(path: Path, source: Source, entries: list[Entry], form: str) -> Runti
         version=version("gguf"),
         form=form,
         command=f'from gguf import GGUFReader\n\ntensors = GGUFReader("PATH/{path.name}").tensors',
-        check="root mean square error of every tensor, over that of the tensor; the largest",
+        check="every tensor, read back: root mean square error over that of the tensor",
         difference=most,
         allowed=most,
         passed=True,

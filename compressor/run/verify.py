@@ -76,8 +76,14 @@ class Checked:
 
 def start() -> subprocess.Popen[str]:
     """Start the process, which waits for its request."""
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)  # standard error is the user's
-    return subprocess.Popen([sys.executable, "-c", START], text=True, env={**os.environ, "TQDM_DISABLE": "1"}, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", START],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,  # progress bars of others; standard error is the user's
+        text=True,
+        env={**os.environ, "TQDM_DISABLE": "1"},
+    )
 
 
 def ask(process: subprocess.Popen[str], request: Mapping[str, Any], *, fix: str) -> tuple[dict[str, Any], Tensor]:

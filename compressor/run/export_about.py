@@ -55,7 +55,7 @@ def write_about(folder: Path, source: Path, done: Exported, use: Use) -> Exporte
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     name, files = shown_name(source), [file.name for file in weights]
     if not (source / REPORT).is_file():
-        front = _front(plain_front(source, front_matter_of(text)), use)
+        front = _front(_plain_front(source, front_matter_of(text), exact=done.exact), use)
         (folder / CARD).write_text(_plain_card(name, files, size, done, use, front), encoding="utf-8")
         return done
     listed = sorted({file.name for file in folder.iterdir()} | {REPORT})
@@ -70,11 +70,11 @@ def write_about(folder: Path, source: Path, done: Exported, use: Use) -> Exporte
     return done
 
 
-def plain_front(source: Path, inherited: dict[str, Any]) -> dict[str, Any]:
+def _plain_front(source: Path, inherited: dict[str, Any], *, exact: bool) -> dict[str, Any]:
     """The head of a card where no report says what was done: the model is what it was."""
     front = {key: inherited[key] for key in inherited if key in INHERITED or str(key).startswith(GATING)}
     if commit_of(source) is not None:
-        front["base_model"] = shown_name(source)
+        front |= {"base_model": shown_name(source), **({} if exact else {"base_model_relation": "quantized"})}
     return front | {"pipeline_tag": inherited.get("pipeline_tag", "text-generation"), "tags": [OURS]}
 
 
@@ -98,10 +98,15 @@ def _plain_card(name: str, files: Sequence[str], size: int, done: Exported, use:
         *([""] if done.notes else []),
         "## Load",
         "",
-        use.made_for,
-        "",
+        *(_tried(way) for way in use.runtimes if way.passed),
+        *([use.made_for, ""] if use.made_for else []),
     ]
     return f"---\n{yaml_text(front)}---\n\n" + "\n".join(lines)
+
+
+def _tried(way: Runtime) -> str:
+    fence = "python" if way.language == "python" else "sh"
+    return f"With {way.name} ({way.version}); checked: {way.check}.\n\n```{fence}\n{way.command}\n```\n"
 
 
 def by_transformers(needs: str = "") -> str:

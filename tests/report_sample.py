@@ -206,7 +206,13 @@ def full_report(blocks: int = 3, *, linearized: bool = False) -> Report:
             )
         ],
         samples_skipped="there was no time for more",
-        exported=Exported(form="gguf Q4_0", file_bytes=345_678, exact=False, notes=["lm_head is rounded to 8 bits"]),
+        exported=Exported(
+            form="gguf Q4_0",
+            file_bytes=345_678,
+            exact=False,
+            notes=["lm_head is rounded to 8 bits"],
+            files=["toy-Q4_0.gguf"],
+        ),
         stages=[_stage("sparsegpt 50 %", 1), _stage("rtn 4 bits", 2)],
         history=[
             EarlierRun(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from compressor.cli.common import Model
 from compressor.cli.tables import say, wide_console
 from compressor.errors import UserError
+
+if TYPE_CHECKING:
+    from compressor.run.export import Exported
 
 Format = Literal["dense", "compressed-tensors", "gguf", "mlx", "gptq"]
 Type = Literal["auto", "F32", "F16", "BF16", "Q8_0", "Q4_0", "TQ2_0", "TQ1_0"]
@@ -50,6 +53,14 @@ def export(
             show_default="auto",
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Before the result takes its place, load it in a fresh process, where there is a program for it and "
+            "the memory, and compare its logits with those of MODEL.",
+        ),
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="gguf only: say what would be exact and what rounded; write nothing.")
     ] = False,
@@ -66,7 +77,7 @@ def export(
     from compressor.run.export import default_output, exporter
 
     console = wide_console()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"verify": verify}
     chosen = {"kind": kind, "tokenizer": tokenizer, "dry_run": dry_run or None}
     for name, value in chosen.items():
         if value is not None and form != "gguf":
@@ -82,8 +93,21 @@ def export(
         return
     if form == "dense":
         say(console, f"{done.matrices} packed matrices were unpacked; {output} holds {bytes_text(done.tensor_bytes)}")
-        return
-    values = "every value is that of the folder it was made from" if done.exact else "rounded once more:"
-    say(console, f"{output} ({done.form or form}) holds {bytes_text(done.tensor_bytes)}; {values}")
+    else:
+        values = "every value is that of the folder it was made from" if done.exact else "rounded once more:"
+        say(console, f"{output} ({done.form or form}) holds {bytes_text(done.tensor_bytes)}; {values}")
     for note in done.notes:
         say(console, f"  {note}")
+    for line in tried(done) or ["no program has loaded it yet"]:
+        say(console, line)
+
+
+def tried(done: Exported) -> list[str]:
+    """What has read it, and how close that was, in lines."""
+    from compressor.report.numbers import significant
+
+    return [
+        f"{'checked' if way.passed else 'NOT THE SAME'}: {way.name} ({way.version}), {way.check}; largest difference "
+        f"{significant(way.difference, 2)} (allowed {significant(way.allowed, 2)})"
+        for way in done.runtimes
+    ]

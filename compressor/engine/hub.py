@@ -10,6 +10,7 @@ from pathlib import Path
 
 from compressor.engine.hub_errors import translated
 from compressor.engine.hub_names import HUGGING_FACE, HubName
+from compressor.engine.output import LICENCES
 from compressor.errors import UserError
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -18,7 +19,7 @@ CHECKSUMS = "SHA256SUMS"
 
 WANTED = (
     "*.json", "*.safetensors", "*.model", "*.txt", "*.md", "*.jinja", "*.py", "*.tiktoken", "*.yaml",
-    "LICENSE*", "NOTICE*", CHECKSUMS,
+    *LICENCES, CHECKSUMS,
 )  # fmt: skip
 """Files that are fetched with a model."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -25,8 +26,13 @@ WORKING_FILES = (
 OURS = "report.json"  # a folder with this file was written by compressor
 
 # What travels with the weights, unread and unchanged. Weights, index and configuration are ours to write.
-COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.py", "LICENSE*", "NOTICE*", "*.tiktoken")
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
+COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken", *LICENCES)
 NOT_COMPANIONS = {"config.json", "report.json"}
+
+NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up",
+           errno.EFBIG: "the file is larger than this disk or account may hold"}  # fmt: skip
+"""What the system says when a file does not fit -> in words."""
 
 
 def working_folder(output: Path) -> Path:
@@ -83,8 +89,11 @@ def clear_working(folder: Path) -> None:
             entry.unlink()
 
 
-def check_disk(folder: Path, needed: int) -> None:
+def check_disk(folder: Path, needed: int, *, flag: str = "--output") -> None:
     """Refuse when fewer than ``needed`` bytes are free where ``folder`` lies (or will lie).
+
+    Args:
+        flag: of the command line, that names it.
 
     Raises:
         UserError: names the bytes needed and free.
@@ -93,8 +102,8 @@ def check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"{place} has {free / 1e9:.2f} GB free, the run needs {needed / 1e9:.2f} GB",
-            fix="choose an --output on a larger disk",
+            f"{place} has {free / 1e9:.3g} GB free, the run needs {needed / 1e9:.3g} GB",
+            fix=f"make room, or choose another {flag} on a larger disk",
         )
 
 
@@ -144,10 +153,10 @@ def _data_bytes(layout: Layout) -> int:
     return sum(prod(shape) * dtype.itemsize for dtype, shape in layout.values())
 
 
-def copy_companions(source: Path, folder: Path) -> list[str]:
+def copy_companions(source: Path, folder: Path, patterns: Sequence[str] = COMPANIONS) -> list[str]:
     """Copy tokenizer, generation configuration, licence and remote code beside the weights, unchanged."""
     copied = []
-    for pattern in COMPANIONS:
+    for pattern in patterns:
         for file in sorted(source.glob(pattern)):
             if file.is_file() and file.name not in NOT_COMPANIONS and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, folder / file.name)
@@ -163,21 +172,26 @@ def building(output: Path) -> Iterator[Path]:
     body fails, nothing is left.
 
     Raises:
-        UserError: another process is at it, or the working folder holds something that is not ours.
+        UserError: another process is at it, the working folder holds something that is not ours, or there is no room.
     """
     work = working_folder(output)
     check_working(work)
-    work.mkdir(parents=True, exist_ok=True)
-    with exclusive(work):
-        clear_working(work)
-        folder = work / "model"
-        folder.mkdir()
-        try:
-            yield folder
-        except BaseException:  # half a folder is of no use, least of all on a disk that is full
-            shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with exclusive(work):
+            clear_working(work)
+            folder = work / "model"
+            folder.mkdir()
+            try:
+                yield folder
+            except BaseException:  # half a folder is of no use, least of all on a disk that is full
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+            publish(folder, output)
+    except OSError as error:
+        if (reason := NO_ROOM.get(error.errno or 0)) is None:
             raise
-        publish(folder, output)
+        raise UserError(f"{output} was not written: {reason}", fix="make room and run the same again") from error
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from compressor.report.card_front import front_matter, front_matter_of
@@ -27,27 +28,60 @@ def model_card(report: Report, source_card: str | None = None) -> str:
     inherited = front_matter_of(source_card)
     linear = linear_page(report.linearization)
     packed = any(layer.format not in PLAIN for layer in report.layers)
-    recipe = yaml_text(report.recipe)
     body = (
         environment()
         .get_template("card.md.j2")
         .render(
-            report=report,
-            headline=headline(report),
-            done=what_was_done(report),
+            **_shared(report, inherited),
             packed=packed,
             own_code=(packed and not _integers(report)) or (linear is not None and linear.linearization.own_code),
             kind="linearized" if linear else "compressed" if packed else "pruned",
-            linear=linear,
-            licence=inherited.get("license"),
-            ways=[entry for entry in report.runtimes if entry.passed],
-            recipe=recipe,
-            fence=_fence(recipe),
             size_rows=_size_rows(report),
-            sources=[_told(source) for source in report.calibration.sources] if report.calibration else [],
         )
     )
     return f"---\n{yaml_text(front_matter(report, inherited))}---\n\n{body}"
+
+
+def export_card(
+    report: Report, source_card: str | None, *, name: str, files: Sequence[str], made_for: str, front: dict[str, Any]
+) -> str:
+    """Render the card of an export, whose report has `exported` filled in.
+
+    Args:
+        source_card: text of the card of the folder it was made from.
+        name: of that folder.
+        files: names of the weight files.
+        made_for: how to load it in what it was not tried with, in Markdown.
+        front: what stands at its head.
+    """
+    body = (
+        environment()
+        .get_template("card_export.md.j2")
+        .render(
+            **_shared(report, front_matter_of(source_card)),
+            exported=report.exported,
+            name=name,
+            files=f"`{files[0]}`" if len(files) == 1 else f"{len(files)} weight files",
+            made_for=made_for,
+        )
+    )
+    return f"---\n{yaml_text(front)}---\n\n{body}"
+
+
+def _shared(report: Report, inherited: dict[str, Any]) -> dict[str, Any]:
+    """What both kinds of card say."""
+    recipe = yaml_text(report.recipe)
+    return {
+        "report": report,
+        "headline": headline(report),
+        "done": what_was_done(report),
+        "linear": linear_page(report.linearization),
+        "licence": inherited.get("license"),
+        "ways": [entry for entry in report.runtimes if entry.passed],
+        "recipe": recipe,
+        "fence": _fence(recipe),
+        "sources": [_told(source) for source in report.calibration.sources] if report.calibration else [],
+    }
 
 
 def _integers(report: Report) -> bool:

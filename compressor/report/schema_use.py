@@ -63,3 +63,6 @@ class Exported(Part):
     file_bytes: int = Field(description="bytes of its weight files")
     exact: bool = Field(description="whether every matrix has the same values as in the folder it was made from")
     notes: list[str] = Field(default_factory=list, description="what was rounded, left out, renamed")
+    files: list[str] = Field(
+        default_factory=list, description="names of the files it was written with, but for the card"
+    )

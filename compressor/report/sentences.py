@@ -30,7 +30,8 @@ def headline(report: Report) -> str:
     size, quality = report.size, quality_told(report)
     if report.linearization is not None:
         return linear_headline(report.linearization, quality)
-    saved = f"{percent(size.output_bytes / size.source_bytes)} of the bytes" if size.source_bytes else "size unknown"
+    ours = size.output_bytes if report.exported is None else report.exported.file_bytes
+    saved = f"{percent(ours / size.source_bytes)} of the bytes" if size.source_bytes else "size unknown"
     return f"{saved}; {quality or 'quality not measured'}"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from compressor.engine.output import check_output
 from compressor.errors import UserError
+from compressor.report.schema_use import Runtime
 
 FORMS: dict[str, tuple[str, str]] = {
     "dense": ("compressor.run.export_dense", "export_dense"),
@@ -17,7 +18,7 @@ FORMS: dict[str, tuple[str, str]] = {
     "mlx": ("compressor.run.export_mlx", "export_mlx"),
     "gptq": ("compressor.run.export_gptq", "export_gptq"),
 }
-"""Form -> module and function ``(model, output, **options) -> Exported``, imported when asked for.
+"""Form -> module and function ``(model, output, *, verify, **options) -> Exported``, imported when asked for.
 
 Each refuses with a `UserError`, before it writes anything, what its form cannot say.
 """
@@ -33,6 +34,7 @@ class Exported:
         form: its name in full, such as ``gguf Q4_0``.
         exact: every matrix has the same values as in the folder it was made from.
         notes: what was rounded, left out or renamed, in words.
+        runtimes: what has loaded or read it, and was held against the folder it was made from.
     """
 
     matrices: int
@@ -40,6 +42,7 @@ class Exported:
     form: str = ""
     exact: bool = True
     notes: tuple[str, ...] = ()
+    runtimes: tuple[Runtime, ...] = ()
 
 
 def exporter(form: str) -> Callable[..., Exported]:
@@ -57,7 +60,7 @@ def check_place(output: Path, source: Path) -> None:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists already", fix="choose another folder to write")
-    check_output(output, source, overwrite=False)
+    check_output(output, source, overwrite=False, flag="DEST")
 
 
 def model_name(model: str) -> str:

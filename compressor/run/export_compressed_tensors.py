@@ -20,14 +20,15 @@ from compressor.formats.registry import tensor_name
 from compressor.hf.compressed_tensors import QUANT_METHOD, quantization_config
 from compressor.hf.reader import source_config
 from compressor.run.export import Exported
-from compressor.run.export_about import by_transformers
-from compressor.run.export_folder import Card, Laid, write_laid
+from compressor.run.export_about import Use, by_transformers
+from compressor.run.export_check import check_by_transformers
+from compressor.run.export_folder import Laid, write_laid
 from compressor.run.integers import Grid, open_packed, read_integers, sort_matrices
 
 MOST_BITS = 8
 
 
-def export_compressed_tensors(model: str, output: Path) -> Exported:
+def export_compressed_tensors(model: str, output: Path, *, verify: bool = False) -> Exported:
     """Write a packed model in the format ``pack-quantized`` of compressed-tensors, each matrix with the same values.
 
     Integers stay packed. Pruned matrices become dense, since the format has no zeros to leave out, and so do
@@ -36,6 +37,7 @@ def export_compressed_tensors(model: str, output: Path) -> Exported:
     Args:
         model: folder or hub id of a folder that compressor has written.
         output: must not exist.
+        verify: let a fresh process load the folder before it takes its place, and compare logits.
 
     Raises:
         UserError: a matrix that is not made of integers, named with the reason; nothing to write; or a bad output.
@@ -64,8 +66,14 @@ def export_compressed_tensors(model: str, output: Path) -> Exported:
         laid,
         config,
         lambda total: Exported(len(specs), total, form="compressed-tensors", notes=told),
-        Card(by_transformers("compressed-tensors"), "compressed-tensors"),
+        partial(_use, skeleton.checkpoint.folder, verify),
     )
+
+
+def _use(source: Path, verify: bool, folder: Path) -> Use:
+    found = check_by_transformers(source, folder, QUANT_METHOD, "compressed-tensors") if verify else []
+    made_for = "" if found else by_transformers(QUANT_METHOD)
+    return Use(made_for, library="transformers", tag=QUANT_METHOD, runtimes=found)
 
 
 def _obstacle(module: str, grid: Grid) -> str | None:

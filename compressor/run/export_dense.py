@@ -27,7 +27,8 @@ from compressor.errors import UserError
 from compressor.hf.manifest import MODEL_TYPE
 from compressor.run.container import folder_config
 from compressor.run.export import Exported, check_place
-from compressor.run.export_about import by_transformers, write_about
+from compressor.run.export_about import Use, by_transformers, write_about
+from compressor.run.export_check import check_by_transformers
 from compressor.run.write import write_config
 
 
@@ -39,7 +40,7 @@ class Piece:
     index: tuple[int | slice, ...] = ()
 
 
-def export_dense(model: str, output: Path) -> Exported:
+def export_dense(model: str, output: Path, *, verify: bool = False) -> Exported:
     """Write a packed model as a plain checkpoint, under the names and in the dtypes of its source.
 
     Every matrix is the one that the packed layer reads as its ``weight``. One tensor of the result is in memory at a
@@ -49,6 +50,7 @@ def export_dense(model: str, output: Path) -> Exported:
         model: folder or hub id of a folder that compressor has written, or of symmetric integers in the layout of
             compressed-tensors.
         output: must not exist.
+        verify: let a fresh process load the folder before it takes its place, and compare logits.
 
     Raises:
         UserError: nothing is packed in the model, no causal language model, or a bad output.
@@ -62,7 +64,7 @@ def export_dense(model: str, output: Path) -> Exported:
     shards = [_shard(skeleton, names, apart) for names in _groups(skeleton)]
     _carry_over(skeleton, shards[0][0])
     total = sum(prod(shape) * dtype.itemsize for layout, _ in shards for dtype, shape in layout.values())
-    check_disk(output, total + min(total, ONE_FILE))
+    check_disk(output, total + min(total, ONE_FILE), flag="DEST")
     with building(output) as folder:
         for number, (layout, pieces) in enumerate(shards, 1):
             reader = _Reader(skeleton, layout, pieces)
@@ -73,8 +75,13 @@ def export_dense(model: str, output: Path) -> Exported:
         write_config(folder, config)
         own = config.get("model_type") == MODEL_TYPE  # linearized: plain matrices, but attention of ours
         done = Exported(len(skeleton.packed), total, form="dense")
-        write_about(folder, checkpoint.folder, done, by_transformers("compressor" if own else ""))
-    return done
+        found = (
+            check_by_transformers(checkpoint.folder, folder, "dense", "compressor" if own else "plain")
+            if verify
+            else []
+        )
+        made_for = "" if found else by_transformers("compressor" if own else "")
+        return write_about(folder, checkpoint.folder, done, Use(made_for, library="transformers", runtimes=found))
 
 
 def _groups(skeleton: Skeleton) -> Iterator[list[str]]:

@@ -21,7 +21,7 @@ from compressor.engine.output import (
 from compressor.engine.skeleton import Skeleton
 from compressor.engine.tensorfile import Layout
 from compressor.run.export import Exported, check_place
-from compressor.run.export_about import write_about
+from compressor.run.export_about import Use, write_about
 from compressor.run.write import write_config
 
 
@@ -33,21 +33,13 @@ class Laid:
     make: Callable[[], dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
-class Card:
-    """What the card of an export says: how to load it, in Markdown, and the hub's tag of its form."""
-
-    commands: str
-    tag: str
-
-
 def write_laid(
     skeleton: Skeleton,
     output: Path,
     laid: Mapping[str, Laid],
     config: dict[str, Any],
     done: Callable[[int], Exported],
-    card: Card,
+    use: Callable[[Path], Use],
     name: Callable[[str], str] = str,
     made_for: str = "pt",
 ) -> Exported:
@@ -58,7 +50,7 @@ def write_laid(
         laid: module path -> its layout; all other tensors of the model are written dense, in their own dtypes.
         config: the content of config.json.
         done: bytes of all tensors -> what to tell of it, asked for when all are written.
-        card: what the card says of loading it.
+        use: how the finished folder is loaded; may try it, and refuse it by raising.
         name: module tensor -> its name in the files, for the dense ones.
         made_for: the library that the files say they are of.
 
@@ -71,7 +63,7 @@ def write_laid(
     shards[0].extra.extend(skeleton.extra)
     layouts = [shard.layout() for shard in shards]
     total = sum(prod(shape) * dtype.itemsize for layout in layouts for dtype, shape in layout.values())
-    check_disk(output, total + min(total, ONE_FILE))
+    check_disk(output, total + min(total, ONE_FILE), flag="DEST")
     with building(output) as folder:
         for number, (shard, layout) in enumerate(zip(shards, layouts, strict=True), 1):
             write_shard(folder, number, len(shards), layout, shard.read, made_for)
@@ -79,9 +71,7 @@ def write_laid(
         finish_shards(folder, len(shards), made_for)
         copy_companions(skeleton.checkpoint.folder, folder)
         write_config(folder, config)
-        told = done(total)
-        write_about(folder, skeleton.checkpoint.folder, told, card.commands, tag=card.tag)
-    return told
+        return write_about(folder, skeleton.checkpoint.folder, done(total), use(folder))
 
 
 @dataclass(frozen=True)

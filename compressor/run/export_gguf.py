@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.engine.checkpoint import open_checkpoint, resolve_model
-from compressor.engine.output import building, check_disk
+from compressor.engine.output import LICENCES, building, check_disk, copy_companions
 from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.errors import UserError
 from compressor.report.numbers import bytes_text, percent
 from compressor.report.schema_use import Runtime
 from compressor.run.export import Exported, check_place, model_name
-from compressor.run.export_about import write_about
+from compressor.run.export_about import Use, write_about
+from compressor.run.export_check import check_by_transformers
 from compressor.run.gguf_arch import architecture, rope_factors, row_order, tensor_names, write_hyperparameters
 from compressor.run.gguf_blocks import Bytes
 from compressor.run.gguf_tokenizer import Vocabulary, read_vocabulary, write_vocabulary
@@ -46,6 +47,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32, "TQ1_0": 36,
 
 TERNARY = "compressor quantize --method trit-planes --planes 1 --group 256"
 ROPE_FACTORS = "rope_freqs.weight"
+NOTHING = 1e-6  # relative error of a tensor that no logit shows
 ALIGNMENT = 32  # bytes; of tensors in the file
 
 
@@ -115,6 +117,7 @@ def export_gguf(
     *,
     kind: str = "auto",
     tokenizer: str = "auto",
+    verify: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Exported:
@@ -126,6 +129,8 @@ def export_gguf(
         kind: type of the matrices in the blocks: a key of `FILE_TYPES`, or ``auto``: for each what says its packed
             integers exactly, else F16.
         tokenizer: ``auto``, or ``none`` to leave it out.
+        verify: let transformers, in a fresh process, load the file before it takes its place, and compare logits, where
+            next to nothing is rounded.
         dry_run: say what would be written, and write nothing.
         say: takes lines, before the work.
 
@@ -157,40 +162,35 @@ def export_gguf(
     )
     if dry_run:
         return done
-    check_disk(output, total + len(entries) * ALIGNMENT + (1 << 20))
+    check_disk(output, total + len(entries) * ALIGNMENT + (1 << 20), flag="DEST")
     with building(output) as folder:
         try:
             _write(folder / file, source, entries, vocabulary, name, label)
-            checked = _check(folder / file, source, entries, done.form)
-            commands = _commands(file, vocabulary)
-            write_about(folder, checkpoint.folder, done, commands, tag="gguf", runtimes=[checked])
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, None)  # numpy's writer forgets the number
-            reason = "the disk is full" if full else error.strerror
-            raise UserError(f"{output} was not written: {reason}", fix="make room and run the same again") from error
-    return done
+            if error.errno is None:  # numpy's writer forgets the number, and what else would stop it?
+                raise OSError(errno.ENOSPC, str(error)) from error
+            raise
+        runtimes = [_check(folder / file, source, entries, done.form)]
+        rounding = max(entry.loss for entry in entries)
+        if verify and rounding < NOTHING and vocabulary.model != "no_vocab":  # what more may change has no bound
+            runtimes[:0] = check_by_transformers(checkpoint.folder, folder, done.form, gguf_file=file)
+        copy_companions(checkpoint.folder, folder, LICENCES)
+        return write_about(
+            folder, checkpoint.folder, done, Use(_made_for(file, vocabulary), tag="gguf", runtimes=runtimes)
+        )
 
 
-def _commands(file: str, vocabulary: Vocabulary) -> str:
+def _made_for(file: str, vocabulary: Vocabulary) -> str:
     """How to load it, in Markdown."""
     if vocabulary.model == "no_vocab":
         return (
             "The file holds no tokenizer: programs must give it token ids (in the C interface, `llama_batch_get_one`)."
         )
-    return f"""With llama.cpp:
+    return f"""Made for llama.cpp, which was not run on this very file:
 
 ```sh
-llama-server -m {file}
-npx node-llama-cpp complete --text "Once upon a time" --model {file}
-```
-
-With transformers, which unpacks it (`pip install gguf`):
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("PATH", gguf_file="{file}")
-tokenizer = AutoTokenizer.from_pretrained("PATH", gguf_file="{file}")
+llama-server -m PATH/{file}
+npx node-llama-cpp complete --text "Once upon a time" --model PATH/{file}
 ```"""
 
 
@@ -342,8 +342,8 @@ def _check(path: Path, source: Source, entries: list[Entry], form: str) -> Runti
         name="gguf",
         version=version("gguf"),
         form=form,
-        command=f'gguf.GGUFReader("PATH/{path.name}")',
-        check="root mean square error of every tensor, over that of the tensor; the largest",
+        command=f'from gguf import GGUFReader\n\ntensors = GGUFReader("PATH/{path.name}").tensors',
+        check="every tensor, read back: root mean square error over that of the tensor",
         difference=most,
         allowed=most,
         passed=True,

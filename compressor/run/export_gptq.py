@@ -24,7 +24,8 @@ from compressor.errors import UserError
 from compressor.formats.group_int import pack_rows
 from compressor.hf.reader import source_config
 from compressor.run.export import Exported
-from compressor.run.export_folder import Card, Laid, write_laid
+from compressor.run.export_about import Use
+from compressor.run.export_folder import Laid, write_laid
 from compressor.run.integers import Grid, Sorted, open_packed, read_integers, sort_matrices
 
 WIDTHS = (2, 3, 4, 8)
@@ -37,12 +38,13 @@ Kind = tuple[int, int, bool]
 """(bits, inputs a group or -1 for whole rows, symmetric): one for the whole folder."""
 
 
-def export_gptq(model: str, output: Path) -> Exported:
+def export_gptq(model: str, output: Path, *, verify: bool = False) -> Exported:
     """Write a packed model in the layout of GPTQ. Embeddings and the head become dense.
 
     Args:
         model: folder or hub id of a folder that compressor has written.
         output: must not exist.
+        verify: has no effect: there is no program to try it with.
 
     Raises:
         UserError: a matrix that is not made of such integers, or is not of the same kind as the others, named with the
@@ -57,14 +59,17 @@ def export_gptq(model: str, output: Path) -> Exported:
     kind = _one_kind(skeleton, grids)
     laid = {name: _laid(skeleton, name, grid, kind) for name, grid in grids.items()}
     config = {**source_config(skeleton.checkpoint.config), "quantization_config": quantization_config(kind)}
-    card = Card("In the layout of GPTQ's checkpoints. It was not tried with a program that reads those.", "gptq")
+    use = Use(
+        "The layout of GPTQ's checkpoints (`quant_method: gptq` in config.json), for programs that read those.",
+        tag="gptq",
+    )
     return write_laid(
         skeleton,
         output,
         laid,
         config,
         lambda total: Exported(len(laid), total, form="gptq", notes=_notes(found, inside)),
-        card,
+        lambda folder: use,
         skeleton.source_name,
     )
 

@@ -25,18 +25,21 @@ from compressor.errors import UserError
 from compressor.formats.group_int import pack_rows
 from compressor.hf.reader import source_config
 from compressor.run.export import Exported
-from compressor.run.export_folder import Card, Laid, write_laid
+from compressor.run.export_about import Use
+from compressor.run.export_check import check_by_mlx
+from compressor.run.export_folder import Laid, write_laid
 from compressor.run.integers import Grid, Sorted, open_packed, read_integers, sort_matrices, spread
 from compressor.run.mlx_config import FAMILIES, ignored_window, mlx_config
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 GROUPS = (128, 64, 32)
+COMMAND = 'mlx_lm.generate --model PATH --prompt "Once there was"'
 
 Place = tuple[int, int]
 """(bits, inputs a group) of a matrix in MLX's layout."""
 
 
-def export_mlx(model: str, output: Path) -> Exported:
+def export_mlx(model: str, output: Path, *, verify: bool = False) -> Exported:
     """Write a packed model as mlx-lm reads it.
 
     Codes of 7 bits take 8, and wide groups are divided; the values stay. Pruned matrices become dense.
@@ -44,6 +47,7 @@ def export_mlx(model: str, output: Path) -> Exported:
     Args:
         model: folder or hub id of a folder that compressor has written.
         output: must not exist.
+        verify: let mlx-lm, where it is installed, load the folder before it takes its place, and compare logits.
 
     Raises:
         UserError: a family that mlx-lm has not or names otherwise; a matrix that is not made of integers in groups that
@@ -65,8 +69,14 @@ def export_mlx(model: str, output: Path) -> Exported:
         notes = _notes(found, places, biases, ignored_window(source))
         return Exported(len(laid), total, form="mlx", exact=not biases.steps, notes=notes)
 
-    card = Card('```sh\nmlx_lm.generate --model PATH --prompt "Once there was"\n```', "mlx")
-    return write_laid(skeleton, output, laid, config, done, card, skeleton.source_name, made_for="mlx")
+    use = partial(_use, skeleton.checkpoint.folder, verify)
+    return write_laid(skeleton, output, laid, config, done, use, skeleton.source_name, made_for="mlx")
+
+
+def _use(source: Path, verify: bool, folder: Path) -> Use:
+    found = check_by_mlx(source, folder, COMMAND) if verify else []
+    tried = any(entry.passed for entry in found)
+    return Use("" if tried else f"```sh\n{COMMAND}\n```", library="mlx", tag="mlx", runtimes=found)
 
 
 def place(grid: Grid) -> Place | None:

@@ -19,8 +19,12 @@ from compressor.report.card_front import front_matter_of
 from compressor.run.push_checks import Checked, Paths, Piece, check_folder, checksums
 
 CARD = "README.md"
+LOAD = "## Load\n\n"
 NOT_OURS = frozenset({".gitattributes"})
 """Files that a hub puts into a repository itself."""
+
+FILE = re.compile(r"(?<=[ \"'])PATH/(?=\w)")
+MLX = "mlx_lm.generate --model PATH"
 
 LARGEST = 50 * 10**9
 """Bytes of the largest file that is uploaded, and downloaded, without Xet."""
@@ -83,8 +87,11 @@ class Prepared:
         """What its owner may want to mend first."""
         report, card = self.checked.report, next((piece.text for piece in self.pieces if piece.name == CARD), None)
         found = []
-        if report.verification is None:
+        if report.exported is not None and not report.runtimes:
+            found.append("no program has loaded it yet")
+        if report.verification is None and report.exported is None:
             found.append("nobody has checked that it loads: its run was told not to (--no-verify)")
+        found += [f"{way.name} computes something else: {way.check}" for way in report.runtimes if not way.passed]
         if card is None:
             found.append(f"it has no {CARD}")
         elif "license" not in front_matter_of(card):
@@ -165,14 +172,38 @@ def push(prepared: Prepared, wanted: Wanted) -> Pushed:
 def load_command(prepared: Prepared) -> str | None:
     """How to load it, as the run has checked it; None where it was not."""
     way = next((entry for entry in prepared.checked.report.runtimes if entry.passed), None)
-    return None if way is None else placed(way.command, prepared.model)
+    if way is None:
+        return None
+    first = f"# after {_fetch(prepared.model)}\n" if _needs_files(way.command, prepared.model) else ""
+    return first + placed(way.command, prepared.model)
 
 
 def placed(text: str, model: HubName) -> str:
-    """A text in which ``PATH`` stands for the model, with the model's name there."""
+    """A text in which ``PATH`` stands for the model, with the model's name there.
+
+    Where a file of it is named, or a program is told that takes no revisions, it is the folder that `_fetch` makes.
+    """
+    folder = _folder(model)
     revision = f', revision="{model.revision}"' if model.revision else ""
     text = text.replace('from_pretrained("PATH"', f'from_pretrained("{model.id}"{revision}')
+    text = FILE.sub(f"{folder}/", text)
+    if model.revision is not None:
+        text = text.replace(MLX, MLX.replace("PATH", folder))
     return re.sub(r"(?<=[ \"'])PATH(?=[ \"'`\n]|$)", str(model), text)
+
+
+def _needs_files(text: str, model: HubName) -> bool:
+    """Whether a command in ``text`` reads files that must have been fetched."""
+    return FILE.search(text) is not None or (model.revision is not None and MLX in text)
+
+
+def _folder(model: HubName) -> str:
+    return model.id.split("/")[1]
+
+
+def _fetch(model: HubName) -> str:
+    revision = f" --revision {model.revision}" if model.revision else ""
+    return f"hf download {model.id}{revision} --local-dir {_folder(model)}"
 
 
 def _named(name: str, wanted: Wanted) -> HubName:
@@ -269,6 +300,9 @@ def _pieces(checked: Checked, model: HubName, sums: Mapping[str, str]) -> tuple[
     for piece in checked.pieces:
         if piece.name == CARD:
             text = piece.text if piece.text is not None else piece.file.read_text(encoding="utf-8")
+            if _needs_files(text, model):
+                fetch = f"Commands that name files here want them fetched first:\n\n```sh\n{_fetch(model)}\n```\n\n"
+                text = text.replace(LOAD, LOAD + fetch, 1)
             piece = Piece(piece.name, piece.file, f"{placed(text, model).rstrip()}\n\n{_checksum_words(listed)}")
         if piece.name != CHECKSUMS:
             pieces.append(piece)

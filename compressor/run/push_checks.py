@@ -15,6 +15,7 @@ from compressor.errors import UserError
 from compressor.report.files import read_report
 from compressor.report.linear_page import linear_page
 from compressor.report.schema import Report
+from compressor.report.schema_use import Exported
 
 Paths = Literal["refuse", "shorten", "allow"]
 
@@ -98,12 +99,21 @@ def check_folder(folder: Path, *, paths: Paths = "refuse") -> Checked:
         raise UserError(
             f"{folder.name} is the unfinished result of a run", fix="let the run end: the same command goes on"
         )
+    if not (folder / OURS).is_file() and any(folder.glob("*.gguf")):
+        raise UserError(
+            f"{folder.name} has no {OURS}: what it was made from is no model that compressor has changed",
+            fix="`hf upload NAMESPACE/NAME FOLDER` uploads any folder",
+        )
     if not (folder / OURS).is_file():
         raise UserError(f"{folder.name} was not written by compressor: it has no {OURS}", fix="give a folder that was")
     report = read_report(folder)
     _check_verified(report, folder)
     files = list(_files(folder, folder))
+    if report.exported is not None:
+        _check_listed(folder, report.exported)
     _check_complete(folder, files)
+    if report.exported is not None:
+        _check_size(folder, report.exported)
     return Checked(folder, report, tuple(_checked_text(name, file, paths) for name, file in files))
 
 
@@ -146,6 +156,20 @@ def _check_complete(folder: Path, files: list[tuple[str, Path]]) -> None:
     stray = weights - one_file - set(open_checkpoint(folder).files)
     if stray:
         raise UserError(f"{min(stray).name} is not part of the model in {folder.name}", fix="move it out of the folder")
+
+
+def _check_listed(folder: Path, exported: Exported) -> None:
+    """Everything that the export has written is there (the card apart)."""
+    if (gone := next((name for name in exported.files if not (folder / name).is_file()), None)) is not None:
+        raise UserError(f"{gone} is missing in {folder.name}", fix="export it again")
+
+
+def _check_size(folder: Path, exported: Exported) -> None:
+    """The weights are as long as they were."""
+    weights = sorted(file for file in folder.iterdir() if file.name.endswith(WEIGHTS))
+    if (size := sum(file.stat().st_size for file in weights)) != exported.file_bytes:
+        names = ", ".join(file.name for file in weights)
+        raise UserError(f"{names}: {size:,} bytes, and {exported.file_bytes:,} were written", fix="export it again")
 
 
 def _checked_text(name: str, file: Path, paths: Paths) -> Piece:

@@ -74,6 +74,38 @@ class Checked:
     said: dict[str, Any] | None
 
 
+def start() -> subprocess.Popen[str]:
+    """Start the process, which waits for its request."""
+    return subprocess.Popen(
+        [sys.executable, "-c", START],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,  # progress bars of others; standard error is the user's
+        text=True,
+        env={**os.environ, "TQDM_DISABLE": "1"},
+    )
+
+
+def ask(process: subprocess.Popen[str], request: Mapping[str, Any], *, fix: str) -> tuple[dict[str, Any], Tensor]:
+    """Give the process its request, see `recompute`; it ends with the answer.
+
+    Returns:
+        What it said, and the logits (1, T, vocabulary) fp32.
+
+    Raises:
+        UserError: the folder does not load; with ``fix``.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "logits.pt"
+        answer, complaints = process.communicate(json.dumps({**request, "target": str(target)}) + "\n")
+        lines = answer.strip().splitlines()
+        ended = {"problem": " ".join([f"it ended with {process.returncode}", *complaints.strip().splitlines()[-1:]])}
+        said: dict[str, Any] = json.loads(lines[-1]) if lines else ended
+        if said["problem"] is not None:
+            raise UserError(f"a fresh process could not load the written model: {said['problem']}", fix=fix)
+        return said, torch.load(target, weights_only=True)
+
+
 class Verifier:
     """Holds the waiting process.
 
@@ -86,8 +118,12 @@ class Verifier:
         self.plan = plan
         self.runtimes: list[Runtime] = []
         self.route = ROUTES[plan.container]
+<<<<<<< HEAD
         command = [sys.executable, "-c", START]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+=======
+        self.process = start()
+>>>>>>> exports
 
     def check(self, ids: Tensor, logits: Tensor, texts: Texts | None = None, asked: Asked | None = None) -> Checked:
         """Ask for the logits of ``ids`` (1, T) and compare them with ``logits`` (1, T, vocabulary) fp32.
@@ -103,30 +139,17 @@ class Verifier:
         whole = 2 * dense + PROCESS_BYTES < available_memory()
         both = 3 * dense + PROCESS_BYTES < available_memory()
         windows, skipped = self._to_measure(texts, whole)
-        with tempfile.TemporaryDirectory() as scratch:
-            target = Path(scratch) / "logits.pt"
-            request = {
-                "folder": str(self.folder.resolve()),
-                "ids": ids.tolist(),
-                "dtype": str(self.plan.dtype).removeprefix("torch."),
-                "device": str(self.plan.device),
-                "whole": whole,
-                "container": self.plan.container,
-                "target": str(target),
-                "measured": None if windows is None else windows.tolist(),
-                "samples": asked.request() if asked is not None and asked.prompts is not None and both else None,
-            }
-            answer, _ = self.process.communicate(json.dumps(request) + "\n")
-            lines = answer.strip().splitlines()
-            ended = {"problem": f"it ended with {self.process.returncode}"}
-            said: dict[str, Any] = json.loads(lines[-1]) if lines else ended
-            problem = said["problem"]
-            if problem is not None:
-                raise UserError(
-                    f"a fresh process could not load the written model: {problem}",
-                    fix=f"the unfinished result is in {self.folder}; please report this",
-                )
-            again = torch.load(target, weights_only=True)
+        request = {
+            "folder": str(self.folder.resolve()),
+            "ids": ids.tolist(),
+            "dtype": str(self.plan.dtype).removeprefix("torch."),
+            "device": str(self.plan.device),
+            "whole": whole,
+            "container": self.plan.container,
+            "measured": None if windows is None else windows.tolist(),
+            "samples": asked.request() if asked is not None and asked.prompts is not None and both else None,
+        }
+        said, again = ask(self.process, request, fix=f"the unfinished result is in {self.folder}; please report this")
         difference = float((again - logits.cpu()).abs().max())
         allowed = tolerance(self.plan.dtype, self.plan.specs) * float(logits.abs().max())
         if not difference <= allowed:
@@ -195,8 +218,10 @@ def recompute(request: dict[str, Any]) -> tuple[Tensor, Any]:
     ids, device = torch.tensor(request["ids"]), torch.device(request["device"])
     if request["whole"]:
         integers = request["container"] == "compressed-tensors"
+        more = {"gguf_file": request["gguf_file"]} if request.get("gguf_file") else {}
         with using("packed"):  # the kernels round activations: not what was written is judged here, but what is read
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if integers else dtype).to(device).eval()
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if integers else dtype, **more)
+            model = model.to(device).eval()
         if integers:  # its values are products in the stored dtype, made when it first runs
             model(input_ids=ids[:, :1].to(device), use_cache=False)
             model = model.to(dtype)

@@ -22,7 +22,7 @@ LOAD = """
 import json, sys, torch
 {imports}
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, **json.loads(sys.argv[2])).eval()
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype={dtype}, **json.loads(sys.argv[2])).eval()
 assert AutoTokenizer.from_pretrained(sys.argv[1], **json.loads(sys.argv[2]))("The")["input_ids"]
 with torch.no_grad():
     torch.save(model(torch.arange(32)[None]).logits, sys.argv[3])
@@ -30,12 +30,18 @@ with torch.no_grad():
 
 
 def logits(
-    name: str, target: Path, hub: Hub | None = None, *, imports: str = "import compressor", **how: object
+    name: str,
+    target: Path,
+    hub: Hub | None = None,
+    *,
+    imports: str = "import compressor",
+    dtype: str = "torch.float32",
+    **how: object,
 ) -> torch.Tensor:
     """What a fresh process computes that loads ``name``, from the hub where one is given."""
     away = {"HF_HUB_OFFLINE": "1"} if hub is None else {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
     places = {"HF_HOME": str(target.parent / "home"), "HF_TOKEN": "hf_me"}
-    code = LOAD.format(imports=imports)
+    code = LOAD.format(imports=imports, dtype=dtype)
     command = [sys.executable, "-c", code, name, json.dumps(how), str(target)]
     done = subprocess.run(command, env={**os.environ, **away, **places}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -76,14 +76,8 @@ class Checked:
 
 def start() -> subprocess.Popen[str]:
     """Start the process, which waits for its request."""
-    return subprocess.Popen(
-        [sys.executable, "-c", START],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,  # progress bars of others; standard error is the user's
-        text=True,
-        env={**os.environ, "TQDM_DISABLE": "1"},
-    )
+    pipe = subprocess.PIPE  # standard error, too: it is the user's
+    return subprocess.Popen([sys.executable, "-c", START], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def ask(process: subprocess.Popen[str], request: Mapping[str, Any], *, fix: str) -> tuple[dict[str, Any], Tensor]:
@@ -118,12 +112,7 @@ class Verifier:
         self.plan = plan
         self.runtimes: list[Runtime] = []
         self.route = ROUTES[plan.container]
-<<<<<<< HEAD
-        command = [sys.executable, "-c", START]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-=======
         self.process = start()
->>>>>>> exports
 
     def check(self, ids: Tensor, logits: Tensor, texts: Texts | None = None, asked: Asked | None = None) -> Checked:
         """Ask for the logits of ``ids`` (1, T) and compare them with ``logits`` (1, T, vocabulary) fp32.

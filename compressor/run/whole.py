@@ -37,6 +37,12 @@ class Found:
         """Longest context in tokens, if the configuration says."""
         return context_length(self.skeleton.config)
 
+    def check_room(self) -> None:
+        """Raises UserError: the weights are larger than the free memory."""
+        size, free = self.skeleton.checkpoint.nbytes, available_memory()
+        if size > free:
+            raise UserError(f"{self.name} has {size / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free")
+
     def tokenizer(self) -> Any:
         """Load its tokenizer. UserError: there is none."""
         return load_tokenizer(self.folder, trust_remote_code=self.trust)
@@ -63,8 +69,6 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> Found:
         UserError: unknown, incomplete, or larger than the free memory.
     """
     checkpoint = open_checkpoint(resolve_model(name))
-    skeleton = build_skeleton(checkpoint, trust_remote_code=trust_remote_code)
-    free = available_memory()
-    if checkpoint.nbytes > free:
-        raise UserError(f"{name} has {checkpoint.nbytes / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free")
-    return Found(name, skeleton, trust_remote_code)
+    found = Found(name, build_skeleton(checkpoint, trust_remote_code=trust_remote_code), trust_remote_code)
+    found.check_room()
+    return found

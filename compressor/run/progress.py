@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partialmethod
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -136,10 +135,14 @@ class Bar:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Within, libraries draw no progress bars of their own; one that a library asks for on purpose is drawn."""
+    """Within, libraries draw no progress bars of their own, not even where they say that one is wanted."""
     tqdm: Any = import_module("tqdm").tqdm
     before = tqdm.__init__
-    tqdm.__init__ = partialmethod(before, disable=True)
+
+    def silent(bar: Any, *args: Any, **settings: Any) -> None:
+        before(bar, *args, **{**settings, "disable": True})
+
+    tqdm.__init__ = silent
     try:
         yield
     finally:

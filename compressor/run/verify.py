@@ -7,7 +7,6 @@ the folder on its standard input: one JSON request on stdin, one answer on stdou
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from compressor.run.kernel_cost import chosen_windows, kernel_cost
 from compressor.run.loaded import loaded
 from compressor.run.measure import Texts
 from compressor.run.plan import PROCESS_BYTES, Plan
+from compressor.run.progress import without_bars
 from compressor.run.recipe import Recipe
 from compressor.run.samples import Asked, continuations
 
@@ -87,10 +87,7 @@ class Verifier:
         self.runtimes: list[Runtime] = []
         self.route = ROUTES[plan.container]
         command = [sys.executable, "-c", START]
-        environment = {**os.environ, "TQDM_DISABLE": "1"}  # standard error is the user's
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def check(self, ids: Tensor, logits: Tensor, texts: Texts | None = None, asked: Asked | None = None) -> Checked:
         """Ask for the logits of ``ids`` (1, T) and compare them with ``logits`` (1, T, vocabulary) fp32.
@@ -251,6 +248,7 @@ def by_reader(request: dict[str, Any], logits: Tensor) -> dict[str, Any] | None:
         return {"problem": f"{type(error).__name__}: {error}"}
 
 
+@without_bars()  # standard error is the user's
 def serve() -> None:
     """Answer the one request on standard input."""
     end_quickly()
@@ -258,7 +256,6 @@ def serve() -> None:
         import transformers.modeling_utils  # noqa: F401
         from transformers.utils import logging
 
-    logging.disable_progress_bar()  # standard error is the user's
     logging.set_verbosity_error()
 
     line = sys.stdin.readline()

@@ -11,8 +11,8 @@ from compressor.engine.limits import available_memory
 from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.errors import UserError
 from compressor.run.inputs import load_tokenizer
+from compressor.run.network import load_whole
 from compressor.run.plan import choose_device, choose_dtype, context_length
-from compressor.run.progress import without_bars
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,9 @@ class Found:
         Raises:
             UserError: unknown dtype or device.
         """
-        from transformers import AutoModelForCausalLM
-
         place = choose_device(device)
         precision = choose_dtype(dtype, place, self.skeleton.linears[0].dtype)
-        with without_bars():
-            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=precision, trust_remote_code=self.trust)
-        return model.to(place).eval()
+        return load_whole(self.folder, dtype=precision, device=place, trust_remote_code=self.trust)
 
 
 def find_model(name: str, *, trust_remote_code: bool = False) -> Found:

@@ -31,7 +31,7 @@ SEED = 1234
 REACHING = ("ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectTimeout", "MaxRetryError")
 """Exceptions of a hub that cannot be reached."""
 
-GROUP = re.compile(r"(?m)^group:")
+GROUP = re.compile(r"""(?m)^group:\s*["']?([^\s"']+)""")
 """In a YAML file: it names others, which lie beside it."""
 
 
@@ -100,10 +100,11 @@ Loaded = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _found(asked: Asked) -> list[Loaded]:
-    folders = [*asked.folders, *(path.parent for path in asked.yaml_files if GROUP.search(path.read_text("utf-8")))]
+    named = {path: told[1] for path in asked.yaml_files if (told := GROUP.search(path.read_text("utf-8")))}
+    folders = [*asked.folders, *(path.parent for path in named)]
     manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=bool(asked.names))
     found = [_load(manager, config["task"], config) for config in asked.configs]
-    found += [_load(manager, path.name, str(path)) for path in asked.yaml_files]
+    found += [_load(manager, path.name, named.get(path, str(path))) for path in asked.yaml_files]
     for folder in asked.folders:
         found += _in_folder(manager, folder)
     for name in asked.names:

@@ -17,23 +17,25 @@ def final_tasks(plan: Plan, model: str, options: Options, voice: Voice) -> Tasks
     """Load what the recipe asks for; None where it asks for nothing.
 
     Raises:
-        UserError: as :func:`compressor.run.tasks.load_tasks`; a source without tokenizer, or too large to be asked.
+        UserError: as :func:`compressor.run.tasks.load_tasks`; a source without tokenizer, or too large to be asked; an
+            answer longer than its context.
     """
     settings = plan.recipe.evaluation
     if not settings.tasks:
         return None
+    asked = check_tasks(settings.tasks)
+    from compressor.run.task_harness import check_context
+
     source = Found(model, plan.skeleton, options.trust_remote_code)
     source.check_room()
-    source.tokenizer()
-    return load_tasks(check_tasks(settings.tasks), limit=settings.task_limit, shots=settings.task_shots, voice=voice)
+    tokenizer = source.tokenizer()
+    tasks = load_tasks(asked, limit=settings.task_limit, shots=settings.task_shots, voice=voice)
+    check_context(tasks.questions, model, tokenizer, source.context)
+    return tasks
 
 
 def answer_tasks(run: Run, tasks: Tasks, report: Report) -> None:
-    """Let the written folder and the source answer, and put it into the report. The journal keeps every answer.
-
-    Raises:
-        UserError: an answer longer than the context; the run goes on from here.
-    """
+    """Let the written folder and the source answer, and put it into the report. The journal keeps every answer."""
     since = time.perf_counter()
     run.streams.clear()  # two whole models come
     trust = run.options.trust_remote_code

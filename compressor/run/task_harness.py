@@ -34,6 +34,12 @@ REACHING = ("ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"
 GROUP = re.compile(r"""(?m)^group:\s*["']?([^\s"']+)""")
 """In a YAML file: it names others, which lie beside it."""
 
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""In what Python says of a function: another in every process."""
+
+GENERATED = 256
+"""Tokens that the harness lets a model write where a task does not say."""
+
 
 @dataclass(frozen=True)
 class Questions:
@@ -92,7 +98,8 @@ def _digest(tasks: dict[str, Any], limit: int | None) -> str:
         except Exception as error:
             raise _unloadable(name, error) from error
         told += [name, task.dump_config(), [(each.request_type, each.args, each.doc) for each in task.instances]]
-    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+    text = json.dumps(told, default=lambda value: ADDRESS.sub("", str(value)))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 Loaded = tuple[dict[str, Any], dict[str, Any]]
@@ -100,7 +107,7 @@ Loaded = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _found(asked: Asked) -> list[Loaded]:
-    named = {path: told[1] for path in asked.yaml_files if (told := GROUP.search(path.read_text("utf-8")))}
+    named = {path: told[1] for path in asked.yaml_files if (told := GROUP.search(path.read_text("utf-8", "replace")))}
     folders = [*asked.folders, *(path.parent for path in named)]
     manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=bool(asked.names))
     found = [_load(manager, config["task"], config) for config in asked.configs]
@@ -166,12 +173,40 @@ def _check(name: str, task: Any) -> None:
         raise UserError(f"task {name!r} asks about pictures or sounds", fix="choose a task of text")
 
 
-class _Model(HFLM):  # type: ignore[misc]
-    """The harness's view of a loaded model: without progress bars, and refusing what does not fit the context."""
+def check_context(questions: Sequence[Questions], name: str, tokenizer: Any, context: int | None) -> None:
+    """Refuse what a model could not answer however much were cut off the question.
 
-    def __init__(self, model: Any, tokenizer: Any, batch: int, context: int | None, name: str) -> None:
+    Args:
+        name: of the model, for messages.
+        context: longest context in tokens; None: not known, and nothing is refused.
+
+    Raises:
+        UserError: an answer that is longer than the context, or that leaves no room for a question.
+    """
+    if context is None:
+        return
+    for request in (each for some in questions for task in some.tasks.values() for each in task.instances):
+        if request.request_type == "generate_until":
+            room = int(request.args[1].get("max_gen_toks", GENERATED))
+            if room >= context:
+                raise UserError(
+                    f"answers of {room} tokens leave no room for a question in the context of {name}, {context} tokens",
+                    fix="lower max_gen_toks in the task, or leave it out",
+                )
+        elif request.request_type == "loglikelihood" and len(request.args[1].encode()) > context:
+            length = len(tokenizer(request.args[1])["input_ids"])  # a token is a byte or more
+            if length > context:
+                raise UserError(
+                    f"an answer of {length} tokens is longer than the context of {name}, {context} tokens",
+                    fix="leave that task out",
+                )
+
+
+class _Model(HFLM):  # type: ignore[misc]
+    """The harness's view of a loaded model: without progress bars, and counting what does not fit the context."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch: int, context: int | None) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch, max_length=context)
-        self.name = name
         self.cut = 0
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
@@ -181,25 +216,13 @@ class _Model(HFLM):  # type: ignore[misc]
         return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
-        longest = max((len(answer) for _, _, answer in requests), default=0)
-        if longest > self.max_length:
-            raise UserError(
-                f"an answer of {longest} tokens is longer than the context of {self.name}, {self.max_length} tokens",
-                fix="leave that task out",
-            )
         self.cut += sum(len(text) + len(answer) > self.max_length + 1 for _, text, answer in requests)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
         for request in requests:
             text, settings = request.args[:2]
-            room = self.max_length - int(settings.get("max_gen_toks", self.max_gen_toks))
-            if room < 1:
-                raise UserError(
-                    f"answers of {self.max_length - room} tokens leave no room for a question in the context of "
-                    f"{self.name}, {self.max_length} tokens",
-                    fix="lower max_gen_toks in the task, or leave it out",
-                )
+            room = self.max_length - int(settings.get("max_gen_toks", GENERATED))
             self.cut += len(self.tok_encode(text)) > room
         return super().generate_until(requests, disable_tqdm=True)
 
@@ -225,15 +248,12 @@ def ask(
         limit: as the questions were loaded with.
         context: longest context in tokens.
         done: is given the scores of each of ``questions`` as soon as they are there.
-
-    Raises:
-        UserError: an answer that is longer than the context.
     """
     own = model.generation_config
     # how to write is the task's to say: no penalties, samplers and lengths that the model's author likes
     model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
     with _aside(voice):
-        harness = _Model(model, tokenizer, batch, context, name)
+        harness = _Model(model, tokenizer, batch, context)
         with voice.progress(sum(each.requests for each in questions)) as ticker:
             ticker.now(name)
             harness.set_cache_hook(_Ticks(ticker))

@@ -23,6 +23,9 @@ SURE = 0.05
 """A difference is called one where chance alone would make it, or a larger one, less often than this."""
 
 
+ALIKE = "its tasks count alike, however many questions they have: no chance, no error"
+
+
 @dataclass(frozen=True)
 class Scores:
     """One metric of one task, question by question.
@@ -34,6 +37,7 @@ class Scores:
         questions: SHA-256 of what was asked and what was expected.
         shots: examples before each question; None where the tasks of a group differ in it.
         members: of a group, the tasks that its value is made of.
+        note: what has to be said of it, whatever the figures are.
     """
 
     task: str
@@ -48,6 +52,7 @@ class Scores:
     questions: str
     higher_is_better: bool = True
     members: list[str] = field(default_factory=list)
+    note: str = ""
 
     @property
     def stderr(self) -> float | None:
@@ -149,8 +154,8 @@ def result_of(ours: Scores, base: Scores | None, harness: str) -> TaskResult:
 
 def verdict(ours: Scores, base: Scores | None, held: Paired | None) -> str:
     """What a score says, in words; empty where there is nothing to add to it."""
-    if ours.members and not ours.each:
-        return "its tasks count alike, however many questions they have: no chance, no error"
+    if ours.note:
+        return ours.note
     if base is None:
         return "no better than guessing" if ours.guessed else ""
     if base.guessed:
@@ -209,10 +214,10 @@ def scores_of(
                     higher_is_better=results["higher_is_better"].get(task, {}).get(metric) is not False,
                 )
             )
-    rows: list[Scores] = []
+    rows, left = list[Scores](), dict(members)
     for task, scores in found.items():
-        for group in [name for name, tasks in members.items() if task in tasks]:
-            tasks = members.pop(group)
+        for group in [name for name, tasks in left.items() if task in tasks]:
+            tasks = left.pop(group)
             for metric, filtered, value in _metrics(results.get("groups", {}).get(group, {})):
                 of = [each for name in tasks for each in found[name] if each.metric == _named(metric, filtered)]
                 rows.append(joined(group, value, of))
@@ -228,8 +233,8 @@ def joined(group: str, value: float, members: Sequence[Scores]) -> Scores:
         members: the same metric of its tasks.
     """
     first = members[0]
-    all_of_them = all(score.each for score in members)
-    each = _each([share for score in members for share in score.each], value) if all_of_them else []
+    means = all(score.each for score in members)
+    each = _each([share for score in members for share in score.each], value) if means else []
     guessable = each and all(score.chances for score in members)
     totals = [score.total for score in members]
     return Scores(
@@ -245,6 +250,7 @@ def joined(group: str, value: float, members: Sequence[Scores]) -> Scores:
         questions=hashlib.sha256("".join(score.questions for score in members).encode()).hexdigest(),
         higher_is_better=first.higher_is_better,
         members=[score.task for score in members],
+        note=ALIKE if means and not each else "",
     )
 
 

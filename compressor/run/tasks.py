@@ -126,10 +126,12 @@ def answer(
     Raises:
         UserError: an unknown dtype or device, a missing tokenizer, or an answer longer than a model's context.
     """
-    from compressor.run.task_harness import ask
+    from compressor.run.task_harness import ask, check_context
 
     kept = kept or Kept()
     tokenizers = [found.tokenizer() for found in models]
+    for found, tokenizer in zip(models, tokenizers, strict=True):
+        check_context(tasks.questions, found.name, tokenizer, found.context)
     for place, (found, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
 
         def done(questions: Questions, scores: Sequence[Scores], place: int = place) -> None:

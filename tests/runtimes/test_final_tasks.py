@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from command_line import Command, make_command
 from foreign import need_package
-from questions import sequences, write
+from questions import harness_task, sequences, write
 
 from compressor.errors import UserError
 from compressor.report.files import read_report
@@ -100,15 +100,25 @@ def test_answers_are_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = str(write(tmp_path / "next.jsonl", sequences(3)))
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("task: broken\ndataset_path: json\ndataset_kwargs: {data_files: none.jsonl}\n", encoding="utf-8")
-    for name, complaint in ((tmp_path / "none.jsonl", "no task file"), (broken, "cannot load task 'broken.yaml'")):
+    data = write(tmp_path / "next.jsonl", sequences(3))
+    broken, long = tmp_path / "broken.yaml", tmp_path / "long.yaml"
+    broken.write_text(harness_task("broken", tmp_path / "none.json"), encoding="utf-8")
+    written = "output_type: generate_until\ngeneration_kwargs: {until: [x], max_gen_toks: 5000}"
+    text = harness_task("long", data).replace("output_type: multiple_choice", written).replace("acc,", "exact_match,")
+    long.write_text(text, encoding="utf-8")
+    wide = write(tmp_path / "wide.jsonl", [{"query": "a", "choices": ["b", "count by 5: 20 " * 200], "gold": 0}])
+    refused = {
+        tmp_path / "none.jsonl": "no task file",
+        broken: "cannot load task 'broken.yaml'",
+        long: "answers of 5000 tokens leave no room",
+        wide: "longer than the context of embedded",
+    }
+    for file, complaint in refused.items():
         with pytest.raises(UserError, match=complaint):
-            compress(recipe(tasks=[str(name)]), "embedded", Options(tmp_path / "out"))
+            compress(recipe(tasks=[str(file)]), "embedded", Options(tmp_path / "out"))
     with pytest.raises(UserError, match="none was named"):
         recipe(task_limit=3)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match=r'pip install "compressor\[tasks\]"'):
-        foresee(recipe(tasks=[file]), "embedded")  # so that plan says it, too
+        foresee(recipe(tasks=[str(data)]), "embedded")  # so that plan says it, too
     assert [path.name for path in tmp_path.glob("out*")] == []

@@ -20,9 +20,11 @@ from compressor.engine.checkpoint import resolve_model
 from compressor.errors import UserError
 from compressor.report.files import read_report, write_report
 from compressor.report.schema_use import TaskResult
+from compressor.run.progress import quiet
 from compressor.run.recipe import make_recipe
 from compressor.run.session import Options
 from compressor.run.stream import compress
+from compressor.run.task_names import sort_tasks
 from compressor.run.tasks import run_tasks
 
 
@@ -155,6 +157,24 @@ def test_a_task_file_of_the_harness(tmp_path: Path) -> None:
     ((alone,), (together,)) = (run_tasks("embedded", [str(place)]) for place in (folder / "next.yaml", folder))
     assert alone == together and alone.task == "next_number"
     assert alone.value == find(run_tasks("embedded", [str(data)]), "acc").value
+
+
+def test_a_digest_is_of_what_is_asked(tmp_path: Path) -> None:
+    """Not of where functions of the task lie in memory; what is asked and how it is scored is in it."""
+    from compressor.run.task_harness import load_questions
+
+    data, file = write(tmp_path / "data.jsonl", sequences(6)), tmp_path / "next.yaml"
+    (tmp_path / "helpers.py").write_text("def kept(docs):\n    return docs\n", encoding="utf-8")
+    text = harness_task("next_number", data) + "process_docs: !function helpers.kept\n"
+
+    def digest(text: str, limit: int | None = None) -> str:
+        file.write_text(text, encoding="utf-8")
+        (found,) = load_questions(sort_tasks([str(file)]), None, limit, quiet())
+        return found.digest
+
+    first = digest(text)
+    assert first == digest(text)
+    assert len({first, digest(text, 3), digest(text.replace("acc,", "acc_norm,"))}) == 3
 
 
 def test_examples_and_limit(tmp_path: Path) -> None:

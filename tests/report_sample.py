@@ -196,7 +196,26 @@ def full_report(blocks: int = 3, *, linearized: bool = False) -> Report:
                 output_type="multiple_choice",
                 harness="0.4.13",
                 tokens_sha256="9999eeee",
-            )
+            ),
+            TaskResult(
+                task="knowledge",
+                members=["geography", "history"],
+                metric="acc",
+                value=0.41,
+                stderr=0.015,
+                chance=0.2,
+                corrected=0.2625,
+                base=0.43,
+                difference_stderr=0.022,
+                p=0.36,
+                verdict="no more than chance makes.",
+                samples=60,
+                total=90,
+                shots=2,
+                output_type="group",
+                harness="0.4.12",
+                tokens_sha256="8888dddd",
+            ),
         ],
         samples=[
             Sample(

@@ -39,6 +39,9 @@ EVALUATION_FLAGS = {
     "seqlen": "eval-seqlen",
     "baseline": "baseline",
     "samples": "samples",
+    "tasks": "eval-tasks",
+    "task_limit": "eval-task-limit",
+    "task_shots": "eval-task-shots",
 }
 OUTPUT_FLAGS = {"save": "save", "dtype": "dtype", "device": "device", "verify": "verify"}
 SECTIONS: tuple[tuple[str, Any, dict[str, str], str], ...] = (
@@ -82,8 +85,12 @@ def typed_command() -> str:
 
 def _unplaced(word: str) -> str:
     flag, sign, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    path = Path(value)
-    return f"{flag}{sign}{path.name}" if path.is_absolute() and path.name else word
+    return f"{flag}{sign}{','.join(map(_last_part, value.split(',')))}"
+
+
+def _last_part(word: str) -> str:
+    path = Path(word)
+    return path.name if path.is_absolute() and path.name else word
 
 
 def print_json(value: Any) -> None:

@@ -113,4 +113,4 @@ def evaluate(
     if tasks:
         from compressor.cli.task_tables import print_tasks
 
-        print_tasks(answers, against)
+        print_tasks(answers)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from compressor.cli.tables import add_row, new_table, print_facts, printable, say, wide_console
+from compressor.cli.task_tables import print_tasks
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.report.numbers import bytes_text, percent, significant
 from compressor.report.schema import Report
@@ -130,6 +131,8 @@ def print_result(report: Report, output: Path) -> None:
     if classes := classes_told(report):
         say(console, classes)
     print_evaluation([entry.model_dump(mode="json") for entry in report.evaluation])
+    if report.tasks:
+        print_tasks(report.tasks)
     if kernels := kernels_told(report):
         say(console, kernels)
     if report.baseline:

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from compressor.cli.tables import add_row, new_table, say, wide_console
 from compressor.report.numbers import ABSENT, percent, significant
 from compressor.report.schema_use import TaskResult
+from compressor.report.sentences import members_told
 
 
-def print_tasks(results: Sequence[TaskResult], against: str | None) -> None:
-    """Print a table and what it says.
-
-    Args:
-        against: the model that was asked the same.
-    """
+def print_tasks(results: Sequence[TaskResult]) -> None:
+    """Print a table and what it says."""
     console = wide_console()
-    base = ("base",) if against is not None else ()
+    asked_both = any(result.base is not None for result in results)
+    base = ("base",) if asked_both else ()
     table = new_table("", ("task", "metric"), ("score", "±", *base, "chance", "above it", "asked"))
     for result in results:
         known = result.chance is not None
@@ -26,7 +24,7 @@ def print_tasks(results: Sequence[TaskResult], against: str | None) -> None:
             result.metric,
             _score(result, result.value),
             _score(result, result.stderr) if result.stderr is not None else ABSENT,
-            *(_score(result, each) for each in ([result.base] if against is not None else [])),
+            *(_score(result, each) for each in ([result.base] if asked_both else [])),
             percent(result.chance) if known else ABSENT,
             percent(result.corrected) if result.corrected is not None else ABSENT,
             f"{result.samples:,}" + (f"/{result.total:,}" if result.total not in (None, result.samples) else ""),
@@ -34,6 +32,8 @@ def print_tasks(results: Sequence[TaskResult], against: str | None) -> None:
     console.print(table)
     if any(result.chance is not None for result in results):
         say(console, "above it: (score - chance) / (1 - chance); ±: standard error", "dim")
+    for group, members in {result.task: result.members for result in results if result.members}.items():
+        say(console, f"{group}: {members_told(members)} together", "dim")
     told: dict[str, list[str]] = {}
     for result in results:
         if result.verdict:
@@ -44,4 +44,5 @@ def print_tasks(results: Sequence[TaskResult], against: str | None) -> None:
 
 def _score(result: TaskResult, value: float | None) -> str:
     """A share in percent; what is none, such as a perplexity, as a number."""
-    return significant(value) if result.stderr is None else percent(value)
+    shares = result.stderr is not None or result.metric.startswith(("acc", "exact_match"))
+    return percent(value) if shares else significant(value)

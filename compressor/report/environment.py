@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compressor.report import numbers
-from compressor.report.sentences import row_of
+from compressor.report.sentences import members_told, row_of
 
 
 def plain(value: Any) -> str:
@@ -65,5 +65,5 @@ def environment() -> Environment:
         yaml=yaml_text,
         md=markdown,
     )
-    env.globals.update(change=numbers.change, row_of=row_of)
+    env.globals.update(change=numbers.change, members_told=members_told, row_of=row_of)
     return env

@@ -24,9 +24,10 @@ class Runtime(Part):
 
 
 class TaskResult(Part):
-    """One metric of one task of EleutherAI's evaluation harness."""
+    """One metric of one task of EleutherAI's evaluation harness, or of a group of tasks."""
 
-    task: str = Field(description="name of the task")
+    task: str = Field(description="name of the task, or of the group")
+    members: list[str] = Field(default_factory=list, description="of a group, the tasks it is made of")
     metric: str = Field(description="such as acc, acc_norm, exact_match")
     value: float = Field(description="as the harness gives it, 0..1 for shares")
     stderr: float | None = Field(default=None, description="its standard error; null where it is no mean")
@@ -42,8 +43,10 @@ class TaskResult(Part):
     verdict: str = Field(default="", description="what it says, in words; empty where there is nothing to add")
     samples: int = Field(description="how many were answered")
     total: int | None = Field(default=None, description="how many the task has; null if unknown")
-    shots: int = Field(default=0, description="examples before each question")
-    output_type: str = Field(description="of the harness: multiple_choice, loglikelihood, generate_until, ...")
+    shots: int | None = Field(
+        default=0, description="examples before each question; null where the tasks of a group differ"
+    )
+    output_type: str = Field(description="of the harness: multiple_choice, loglikelihood, generate_until, ...; group")
     harness: str = Field(description="version of lm-eval")
     tokens_sha256: str = Field(default="", description="SHA-256 of the questions; equal means comparable")
 

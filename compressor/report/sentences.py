@@ -150,6 +150,11 @@ def judge(
     return Baseline(label=label, bits_per_weight=bits_per_weight, bytes=bytes, verdict=verdict + ".", better=better)
 
 
+def members_told(members: Sequence[str]) -> str:
+    """What a group of tasks is made of, in a few words."""
+    return ", ".join(members) if len(members) <= 6 else f"{len(members)} tasks"
+
+
 def _compared(text: Evaluation, ours: EvaluationRow, plain: EvaluationRow) -> tuple[str, float, float]:
     """What is compared, ours, and plain rounding's; less is better."""
     dense = row_of(text, "dense")

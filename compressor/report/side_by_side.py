@@ -161,7 +161,7 @@ def tasks(entries: Sequence[Entry]) -> list[Row]:
     rows = []
     for (name, metric, shots, harness, samples, _), results in found.items():
         values = [results[entry.label].value if entry.label in results else None for entry in entries]
-        note = f"{shots} shots, {samples:,} answered, lm-eval {harness}"
+        note = f"{ABSENT if shots is None else shots} shots, {samples:,} answered, lm-eval {harness}"
         row = _row(f"{name}, {metric}", values, lambda v: significant(v, 3), note=note, judged=False)
         cells = []
         for entry, cell in zip(entries, row.cells, strict=True):

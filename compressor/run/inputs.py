@@ -15,6 +15,7 @@ from compressor.errors import UserError
 from compressor.kernels.native import using
 from compressor.run.longer import load_longer
 from compressor.run.measure import Texts, default_texts, load_texts
+from compressor.run.network import load_whole
 from compressor.run.plan import Plan, context_length
 from compressor.run.progress import Voice
 
@@ -111,17 +112,12 @@ def _sampler(plan: Plan, tokenizer: Any, trust_remote_code: bool) -> Any:
     """Sampling from the model itself, for ``--calibration self``: loads the whole model."""
 
     def sample(nsamples: int, seqlen: int, seed: int) -> Tensor:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
         from compressor.calibration import sample_from_model
 
-        logging.disable_progress_bar()
+        folder, trust = plan.skeleton.checkpoint.folder, trust_remote_code
         with using("packed"):  # the same text on every machine
-            model = AutoModelForCausalLM.from_pretrained(
-                plan.skeleton.checkpoint.folder, dtype=plan.dtype, trust_remote_code=trust_remote_code
-            )
-        return sample_from_model(model.to(plan.device).eval(), tokenizer, nsamples, seqlen, seed)
+            model = load_whole(folder, dtype=plan.dtype, device=plan.device, trust_remote_code=trust)
+        return sample_from_model(model, tokenizer, nsamples, seqlen, seed)
 
     return sample
 

@@ -17,6 +17,7 @@ from compressor.hf.loading import packed_config_class, packed_model_class
 from compressor.hf.reader import packed_config, source_config
 from compressor.kernels.native import using
 from compressor.mixers.spec import MixerSpec
+from compressor.run.network import load_whole
 
 UPDATED = ("q_proj", "k_proj", "v_proj", "o_proj")
 """Linears of an attention that get low-rank updates."""
@@ -30,15 +31,9 @@ def linear_config(skeleton: Skeleton, layers: Sequence[int], spec: MixerSpec) ->
 
 def load_dense(skeleton: Skeleton, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool) -> Any:
     """The source, whole."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     with using("packed"):  # it is learned from, not hurried
-        model = AutoModelForCausalLM.from_pretrained(
-            skeleton.checkpoint.folder, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    return model.to(device).eval().requires_grad_(False)
+        model = load_whole(skeleton.checkpoint.folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return model.requires_grad_(False)
 
 
 def make_student(

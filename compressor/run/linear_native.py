@@ -19,6 +19,7 @@ from compressor.hf import native
 from compressor.run.container import Container
 from compressor.run.linear_models import attention_linears
 from compressor.run.mixer_files import read_mixer
+from compressor.run.network import load_whole
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,7 @@ class NativeTarget:
 
     def student(self, dense: Any, layers: Sequence[int], work: Path, device: torch.device, *, share: bool) -> Any:
         """The written folder, by stock transformers. Nothing can be shared: the tensors are others."""
-        from transformers import AutoModelForCausalLM
-
-        student = AutoModelForCausalLM.from_pretrained(work / "model", dtype=torch.float32).to(device).eval()
+        student = load_whole(work / "model", dtype=torch.float32, device=device)
         for layer in layers:
             native.hold(self.method, student.get_submodule(self._path(layer)))
         return student

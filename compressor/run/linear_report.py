@@ -20,6 +20,7 @@ from compressor.report.schema_linear import (
 )
 from compressor.run.linear_models import load_dense
 from compressor.run.linear_target import target_of
+from compressor.run.network import load_whole
 from compressor.run.proof import prove
 from compressor.run.session import Run
 
@@ -120,12 +121,10 @@ def proved(run: Run) -> tuple[Proof | None, list[str]]:
     needed = 3 * run.skeleton.parameters() * run.plan.dtype.itemsize
     if needed > available_memory():
         return None, [f"the verification table is missing: both models together need {needed / 1e9:.1f} GB of memory"]
-    from transformers import AutoModelForCausalLM
-
     device, trust = run.plan.device, run.options.trust_remote_code
     dense = load_dense(run.skeleton, run.plan.dtype, device, trust_remote_code=trust)
     with using("packed"):  # as the dense model
-        student = AutoModelForCausalLM.from_pretrained(run.folder, dtype=run.plan.dtype).to(device).eval()
+        student = load_whole(run.folder, dtype=run.plan.dtype, device=device)
     text = run.inputs.texts.texts[0]
     ids = run.inputs.texts.ids[run.inputs.texts.span(0)]
     with run.voice.meanwhile("proving") as say:

@@ -45,7 +45,7 @@ MANY = 8
 """Times over the same text from which the report warns."""
 
 
-def linearize(run: Run, started: str, began: float, warnings: list[str]) -> Report:
+def linearize(run: Run, started: str, warnings: list[str]) -> Report:
     """Carry out a recipe whose only stage linearizes. The run is prepared and its folder is held.
 
     Raises:
@@ -68,7 +68,7 @@ def linearize(run: Run, started: str, began: float, warnings: list[str]) -> Repo
         _transfer(run, accelerator)
         layers = _choose(run)
         _distill(run, layers, accelerator)
-        return _finish(run, layers, verifier, started, began, warnings)
+        return _finish(run, layers, verifier, started, warnings)
     finally:
         if verifier is not None:
             verifier.stop()
@@ -238,9 +238,7 @@ def _write(run: Run, layers: list[int]) -> list[Layout]:
     return layouts
 
 
-def _finish(
-    run: Run, layers: list[int], verifier: Verifier | None, started: str, began: float, warnings: list[str]
-) -> Report:
+def _finish(run: Run, layers: list[int], verifier: Verifier | None, started: str, warnings: list[str]) -> Report:
     """Write, reload in a fresh process, evaluate what was written, and report."""
     since = time.perf_counter()
     layouts = _write(run, layers)
@@ -282,6 +280,4 @@ def _finish(
     runtimes = verifier.runtimes if verifier is not None else []
     report = finish.make_report(run, {}, evaluation, verification, started, warnings + missing, layouts, runtimes)
     report.linearization = linearization(run, layers, proof)
-    report.tool.seconds = time.perf_counter() - began
-    finish.write(report, run)
     return report

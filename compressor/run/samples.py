@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compressor.kernels.native import using
 from compressor.report.schema_use import Sample
+from compressor.run.network import load_whole
 from compressor.run.proof_models import greedy
 from compressor.run.session import Run
 
@@ -56,16 +57,13 @@ def continuations(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``dense`` and ``compressed``: rows of token ids without the end of text; or ``skipped``: why there are none.
     """
-    from transformers import AutoModelForCausalLM
-
     ids = torch.tensor(request["ids"])
     try:
         ours = _rows(model, ids)
         with using("packed"):  # as the result: nothing is rounded on the way
-            source = AutoModelForCausalLM.from_pretrained(
-                request["source"], dtype=model.dtype, trust_remote_code=request["trust"]
-            )
-        return {"compressed": ours, "dense": _rows(source.to(model.device).eval(), ids)}
+            folder, trust = Path(request["source"]), request["trust"]
+            source = load_whole(folder, dtype=model.dtype, device=model.device, trust_remote_code=trust)
+        return {"compressed": ours, "dense": _rows(source, ids)}
     except Exception as error:
         return {"skipped": f"{type(error).__name__}: {error}"}
 

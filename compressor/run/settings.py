@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class CalibrationSettings(BaseModel):
@@ -35,12 +35,28 @@ class EvaluationSettings(BaseModel):
     baseline: bool = Field(True, description="set plain rounding of the same bytes beside the result")
     samples: int = Field(2, ge=0, le=16, description="texts that source and result go on with, for the report; 0: none")
 
+    tasks: tuple[str, ...] = Field(
+        (),
+        description="questions that source and result answer at the end, by lm-eval: a file (.jsonl), a task file or "
+        "folder of lm-eval (.yaml), or the name of one of its tasks",
+    )
+    task_limit: int | None = Field(None, ge=1, description="questions of each task, the first ones (default: all)")
+    task_shots: int | None = Field(
+        None, ge=0, description="examples before each question of a task (default: as the task has it)"
+    )
+
     @field_validator("texts")
     @classmethod
     def _none_stands_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if "none" in value and len(value) > 1:
             raise ValueError("'none' and a text exclude each other")
         return value
+
+    @model_validator(mode="after")
+    def _about_tasks(self) -> EvaluationSettings:
+        if not self.tasks and (self.task_limit is not None or self.task_shots is not None):
+            raise ValueError("'task_limit' and 'task_shots' are about 'tasks', and none was named")
+        return self
 
 
 class OutputSettings(BaseModel):

@@ -41,6 +41,7 @@ from compressor.run.baseline import baseline_weight
 from compressor.run.decompose import decompose_block
 from compressor.run.distill_codes import check_room, learn_together, put_down_codes
 from compressor.run.embeddings import code_embeddings, coded_runner
+from compressor.run.final_tasks import answer_tasks, final_tasks
 from compressor.run.folding import fold_scales
 from compressor.run.inputs import Inputs, load_inputs, probe_ids
 from compressor.run.linear_plan import linear_stage
@@ -55,6 +56,7 @@ from compressor.run.recipe import Recipe
 from compressor.run.samples import asked_of, samples_of
 from compressor.run.session import Options, Run
 from compressor.run.stage_results import after_stage
+from compressor.run.tasks import check_tasks
 from compressor.run.transform import BlockWork, apply_stage, open_block, pack_block
 from compressor.run.tuning import prepare_stage, tune_stage
 from compressor.run.verify import Verifier
@@ -81,6 +83,8 @@ def foresee(
     """
     checkpoint = open_checkpoint(resolve_model(model, revision=revision))
     skeleton = build_skeleton(checkpoint, trust_remote_code=trust_remote_code)
+    if recipe.evaluation.tasks:
+        check_tasks(recipe.evaluation.tasks)
     return checkpoint, make_plan(checkpoint, skeleton, recipe)
 
 
@@ -110,6 +114,7 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
     check_output(options.output, checkpoint.folder, overwrite=options.overwrite)
     check_disk(options.output, plan.disk_bytes)
     check_room(plan)
+    tasks = final_tasks(plan, model, options, voice)
     warnings = _memory_warning(plan)
     inputs = load_inputs(plan, model, options.trust_remote_code, voice)
     digest = _read_through(checkpoint, voice)
@@ -125,13 +130,17 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
         run = Run(recipe, options, model, plan.skeleton, plan, inputs, runner, runner, journal, voice)
         run.timed("reading and checking the input", began)
         carry_out = linearize if linear_stage(recipe.stages) else _compress
-        report = carry_out(run, started, began, warnings)
+        report = carry_out(run, started, warnings)
+        if tasks is not None:
+            answer_tasks(run, tasks, report)
+        report.tool.seconds = time.perf_counter() - began
+        finish.write(report, run)
     publish(run.folder, options.output)
     shutil.rmtree(work, ignore_errors=True)
     return report
 
 
-def _compress(run: Run, started: str, began: float, warnings: list[str]) -> Report:
+def _compress(run: Run, started: str, warnings: list[str]) -> Report:
     """Visit the blocks, each through all stages, and finish."""
     _prepare(run)
     verifier = Verifier(run.recipe, run.folder, run.plan) if run.recipe.verify else None
@@ -142,7 +151,7 @@ def _compress(run: Run, started: str, began: float, warnings: list[str]) -> Repo
                 run.journal.finish_block(_visit_block(run, block), _states(run))
                 ticker.advance()
         learn_together(run)
-        return _finish(run, verifier, started, began, warnings)
+        return _finish(run, verifier, started, warnings)
     finally:
         if verifier is not None:
             verifier.stop()
@@ -337,8 +346,8 @@ def _baseline(run: Run, block: int, linears: list[Linear], work: BlockWork) -> d
     return facts
 
 
-def _finish(run: Run, verifier: Verifier | None, started: str, began: float, warnings: list[str]) -> Report:
-    """Make the folder complete, measure, verify in a fresh process, and write the report."""
+def _finish(run: Run, verifier: Verifier | None, started: str, warnings: list[str]) -> Report:
+    """Make the folder complete, measure, verify in a fresh process, and report."""
     since = time.perf_counter()
     blocks = {name: spec for record in run.journal.blocks for name, spec in record["specs"].items()}
     specs = {**run.plan.outer_specs, **blocks}
@@ -360,6 +369,4 @@ def _finish(run: Run, verifier: Verifier | None, started: str, began: float, war
     runtimes = verifier.runtimes if verifier is not None else []
     report = finish.make_report(run, specs, evaluation, verification, started, warnings, runtimes=runtimes)
     report.samples, report.samples_skipped = samples_of(asked, said, run.inputs.tokenizer)
-    report.tool.seconds = time.perf_counter() - began
-    finish.write(report, run)
     return report

@@ -191,6 +191,7 @@ def task_config(file: TaskFile) -> dict[str, Any]:
         "doc_to_target": "target",
         "generation_kwargs": {"until": [file.extra.get("until", "\n")], "do_sample": False, "max_gen_toks": room},
         "process_results": exact_match(file.extra.get("pattern")),
+        "metadata": {"pattern": file.extra.get("pattern")},  # a function does not tell
         "metric_list": [_mean("exact_match")],
     }
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from math import comb, erfc, fsum, isfinite, sqrt
 from typing import Any
 
@@ -23,6 +23,9 @@ SURE = 0.05
 """A difference is called one where chance alone would make it, or a larger one, less often than this."""
 
 
+ALIKE = "its tasks count alike, however many questions they have: no chance, no error"
+
+
 @dataclass(frozen=True)
 class Scores:
     """One metric of one task, question by question.
@@ -32,6 +35,9 @@ class Scores:
         each: of every question, where ``value`` is their mean; else empty.
         chances: of every question, what a guess scores; empty where nothing can be guessed.
         questions: SHA-256 of what was asked and what was expected.
+        shots: examples before each question; None where the tasks of a group differ in it.
+        members: of a group, the tasks that its value is made of.
+        note: what has to be said of it, whatever the figures are.
     """
 
     task: str
@@ -41,10 +47,12 @@ class Scores:
     chances: list[float]
     samples: int
     total: int | None
-    shots: int
+    shots: int | None
     output_type: str
     questions: str
     higher_is_better: bool = True
+    members: list[str] = field(default_factory=list)
+    note: str = ""
 
     @property
     def stderr(self) -> float | None:
@@ -138,6 +146,7 @@ def result_of(ours: Scores, base: Scores | None, harness: str) -> TaskResult:
         total=ours.total,
         shots=ours.shots,
         output_type=ours.output_type,
+        members=ours.members,
         harness=harness,
         tokens_sha256=ours.questions,
     )
@@ -145,6 +154,8 @@ def result_of(ours: Scores, base: Scores | None, harness: str) -> TaskResult:
 
 def verdict(ours: Scores, base: Scores | None, held: Paired | None) -> str:
     """What a score says, in words; empty where there is nothing to add to it."""
+    if ours.note:
+        return ours.note
     if base is None:
         return "no better than guessing" if ours.guessed else ""
     if base.guessed:
@@ -168,27 +179,31 @@ def points(held: Paired) -> str:
     return f"{sign}{abs(size):.1f} ± {error:.1f} points ({held.lost} lost, {held.won} won, p {significant(held.p, 2)})"
 
 
-def scores_of(results: dict[str, Any], shots: dict[str, int], types: dict[str, str]) -> list[Scores]:
+def scores_of(
+    results: dict[str, Any], shots: dict[str, int], types: dict[str, str], members: dict[str, list[str]]
+) -> list[Scores]:
     """Take apart what ``lm_eval.evaluator.evaluate`` returns with ``log_samples``.
 
     Args:
         shots: task -> examples before each question.
         types: task -> the harness's output type.
+        members: group -> its tasks.
+
+    Returns:
+        The scores of every task; before those of its tasks, the scores of a group that says how they are joined.
     """
-    out = []
+    found: dict[str, list[Scores]] = {}
     for task, samples in results["samples"].items():
         questions = fingerprint(samples)
-        for key, value in results["results"][task].items():
-            metric, _, filtered = key.partition(",")
-            if not filtered or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-                continue
+        found[task] = []
+        for metric, filtered, value in _metrics(results["results"][task]):
             asked = [sample for sample in samples if sample["filter"] == filtered and metric in sample]
-            each = _each(asked, metric, float(value))
-            out.append(
+            each = _each([sample[metric] for sample in asked], value)
+            found[task].append(
                 Scores(
                     task=task,
-                    metric=metric if filtered in ("none", "") else f"{metric} ({filtered})",
-                    value=float(value),
+                    metric=_named(metric, filtered),
+                    value=value,
                     each=each,
                     chances=_chances(asked, metric, types[task], results["configs"][task]) if each else [],
                     samples=len(asked),
@@ -199,12 +214,60 @@ def scores_of(results: dict[str, Any], shots: dict[str, int], types: dict[str, s
                     higher_is_better=results["higher_is_better"].get(task, {}).get(metric) is not False,
                 )
             )
-    return out
+    rows, left = list[Scores](), dict(members)
+    for task, scores in found.items():
+        for group in [name for name, tasks in left.items() if task in tasks]:
+            tasks = left.pop(group)
+            for metric, filtered, value in _metrics(results.get("groups", {}).get(group, {})):
+                of = [each for name in tasks for each in found[name] if each.metric == _named(metric, filtered)]
+                rows.append(joined(group, value, of))
+        rows += scores
+    return rows
 
 
-def _each(samples: list[dict[str, Any]], metric: str, value: float) -> list[float]:
+def joined(group: str, value: float, members: Sequence[Scores]) -> Scores:
+    """The score of a group. Its questions are those of its tasks together, where ``value`` is their mean.
+
+    Args:
+        value: as the harness gives it.
+        members: the same metric of its tasks.
+    """
+    first = members[0]
+    means = all(score.each for score in members)
+    each = _each([share for score in members for share in score.each], value) if means else []
+    guessable = each and all(score.chances for score in members)
+    totals = [score.total for score in members]
+    return Scores(
+        task=group,
+        metric=first.metric,
+        value=value,
+        each=each,
+        chances=[share for score in members for share in score.chances] if guessable else [],
+        samples=sum(score.samples for score in members),
+        total=None if None in totals else sum(total or 0 for total in totals),
+        shots=first.shots if len({score.shots for score in members}) == 1 else None,
+        output_type="group",
+        questions=hashlib.sha256("".join(score.questions for score in members).encode()).hexdigest(),
+        higher_is_better=first.higher_is_better,
+        members=[score.task for score in members],
+        note=ALIKE if means and not each else "",
+    )
+
+
+def _metrics(row: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """Metrics, how the answers were filtered for them, and values, among what the harness says of a task or group."""
+    for key, value in row.items():
+        metric, _, filtered = key.partition(",")
+        if filtered and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+            yield metric, filtered, float(value)
+
+
+def _named(metric: str, filtered: str) -> str:
+    return metric if filtered == "none" else f"{metric} ({filtered})"
+
+
+def _each(each: Sequence[Any], value: float) -> list[float]:
     """The score of every question, if the task's is their mean."""
-    each = [sample[metric] for sample in samples]
     if not each or not all(isinstance(score, (int, float)) and isfinite(score) for score in each):
         return []
     mean = fsum(each) / len(each)

@@ -262,6 +262,7 @@ def by_reader(request: dict[str, Any], logits: Tensor) -> dict[str, Any] | None:
         return {"problem": f"{type(error).__name__}: {error}"}
 
 
+@without_bars()  # standard error is the user's
 def serve() -> None:
     """Answer the one request on standard input."""
     end_quickly()
@@ -269,7 +270,6 @@ def serve() -> None:
         import transformers.modeling_utils  # noqa: F401
         from transformers.utils import logging
 
-    logging.disable_progress_bar()
     logging.set_verbosity_error()
 
     line = sys.stdin.readline()

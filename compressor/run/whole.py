@@ -11,8 +11,8 @@ from compressor.engine.limits import available_memory
 from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.errors import UserError
 from compressor.run.inputs import load_tokenizer
+from compressor.run.network import load_whole
 from compressor.run.plan import choose_device, choose_dtype, context_length
-from compressor.run.progress import without_bars
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class Found:
         """Longest context in tokens, if the configuration says."""
         return context_length(self.skeleton.config)
 
+    def check_room(self) -> None:
+        """Raises UserError: the weights are larger than the free memory."""
+        size, free = self.skeleton.checkpoint.nbytes, available_memory()
+        if size > free:
+            raise UserError(f"{self.name} has {size / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free")
+
     def tokenizer(self) -> Any:
         """Load its tokenizer. UserError: there is none."""
         return load_tokenizer(self.folder, trust_remote_code=self.trust)
@@ -47,13 +53,9 @@ class Found:
         Raises:
             UserError: unknown dtype or device.
         """
-        from transformers import AutoModelForCausalLM
-
         place = choose_device(device)
         precision = choose_dtype(dtype, place, self.skeleton.linears[0].dtype)
-        with without_bars():
-            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=precision, trust_remote_code=self.trust)
-        return model.to(place).eval()
+        return load_whole(self.folder, dtype=precision, device=place, trust_remote_code=self.trust)
 
 
 def find_model(name: str, *, trust_remote_code: bool = False) -> Found:
@@ -63,8 +65,6 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> Found:
         UserError: unknown, incomplete, or larger than the free memory.
     """
     checkpoint = open_checkpoint(resolve_model(name))
-    skeleton = build_skeleton(checkpoint, trust_remote_code=trust_remote_code)
-    free = available_memory()
-    if checkpoint.nbytes > free:
-        raise UserError(f"{name} has {checkpoint.nbytes / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free")
-    return Found(name, skeleton, trust_remote_code)
+    found = Found(name, build_skeleton(checkpoint, trust_remote_code=trust_remote_code), trust_remote_code)
+    found.check_room()
+    return found

@@ -173,7 +173,7 @@ def test_tables_have_as_many_cells_as_headers(make_report: Make) -> None:
     assert sorted(set(widths)) == [3, 6, 7]
     assert widths == sorted(widths), "four tables, one after the other"
     rows = [line for line in card.splitlines() if line.startswith("|")]
-    assert len(rows) == (2 + 4) + (2 + 2) + (2 + 3) + (2 + 1)
+    assert len(rows) == (2 + 4) + (2 + 2) + (2 + 3) + (2 + 2)
 
 
 def test_markdown_is_one_harmless_line() -> None:

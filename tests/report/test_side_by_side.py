@@ -102,6 +102,7 @@ def test_tasks_stand_together_only_with_the_same_questions(make_report: Make, tm
     rows = tasks(entries_of(tmp_path, a=make_report(), b=same, c=other))
     assert [[cell.words for cell in row.cells] for row in rows] == [
         ["0.610", "0.700", ABSENT],
+        ["0.410", "0.410", "0.410"],
         [ABSENT, ABSENT, "0.610"],
     ]
     assert best(rows[0]) == [False, True, False]

@@ -92,8 +92,8 @@ def test_chance_is_of_the_questions_that_were_asked() -> None:
         "configs": {"t": {}},
         "higher_is_better": {"t": {"acc": True}},
     }
-    acc, f1 = scores_of(results, {"t": 0}, {"t": "multiple_choice"})
+    acc, f1 = scores_of(results, {"t": 0}, {"t": "multiple_choice"}, {})
     assert acc.chance == pytest.approx(0.5) and acc.total == 9 and acc.samples == 3
     assert f1.chance is None and f1.stderr is None and f1.each == []
     results["configs"] = {"t": {"process_results": "a function"}}
-    assert scores_of(results, {"t": 0}, {"t": "multiple_choice"})[0].chance is None
+    assert scores_of(results, {"t": 0}, {"t": "multiple_choice"}, {})[0].chance is None

@@ -7,12 +7,12 @@ import random
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from command_line import Command, make_command
 from foreign import need_package
+from questions import harness_task, sequences, stories, write
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,9 +20,11 @@ from compressor.engine.checkpoint import resolve_model
 from compressor.errors import UserError
 from compressor.report.files import read_report, write_report
 from compressor.report.schema_use import TaskResult
+from compressor.run.progress import quiet
 from compressor.run.recipe import make_recipe
 from compressor.run.session import Options
 from compressor.run.stream import compress
+from compressor.run.task_names import sort_tasks
 from compressor.run.tasks import run_tasks
 
 
@@ -43,36 +45,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("packed") / "out"
     compress(make_recipe({"stages": stages, "evaluation": {"windows": 2}}), "embedded", Options(output))
     return output
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def sequences(count: int) -> list[dict[str, Any]]:
-    """Which number comes next; the embedded model knows."""
-    draw = random.Random(1)
-    rows = []
-    for _ in range(count):
-        step, start = draw.randint(2, 9), draw.randint(1, 50)
-        said = [start + step * place for place in range(6)]
-        choices = [str(said[-1] + step), str(said[-1] + step + 1), str(said[-1] + 2), str(start)]
-        draw.shuffle(choices)
-        gold = choices.index(str(said[-1] + step))
-        rows.append({"query": f"count by {step}: {' '.join(map(str, said))}", "choices": choices, "gold": gold})
-    return rows
-
-
-def stories(count: int) -> list[dict[str, Any]]:
-    """Questions that are answered in words; the embedded model writes sums well."""
-    draw = random.Random(2)
-    rows = []
-    for _ in range(count):
-        have, more = draw.randint(10, 60), draw.randint(5, 30)
-        query = f"Question: Flunt has {have} traivs. He buys {more} more and sells 5. How many traivs are left?\n"
-        rows.append({"query": query, "answer": str(have + more - 5), "pattern": r"The answer is (\d+)"})
-    return rows
 
 
 class Plain:
@@ -181,15 +153,28 @@ def test_a_task_file_of_the_harness(tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", rows)
     folder = tmp_path / "tasks"
     folder.mkdir()
-    (folder / "next.yaml").write_text(
-        f"task: next_number\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
-        "output_type: multiple_choice\ndoc_to_text: query\ndoc_to_choice: choices\ndoc_to_target: gold\n"
-        "metric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\nnum_fewshot: 0\n",
-        encoding="utf-8",
-    )
+    (folder / "next.yaml").write_text(harness_task("next_number", data), encoding="utf-8")
     ((alone,), (together,)) = (run_tasks("embedded", [str(place)]) for place in (folder / "next.yaml", folder))
     assert alone == together and alone.task == "next_number"
     assert alone.value == find(run_tasks("embedded", [str(data)]), "acc").value
+
+
+def test_a_digest_is_of_what_is_asked(tmp_path: Path) -> None:
+    """Not of where functions of the task lie in memory; what is asked and how it is scored is in it."""
+    from compressor.run.task_harness import load_questions
+
+    data, file = write(tmp_path / "data.jsonl", sequences(6)), tmp_path / "next.yaml"
+    (tmp_path / "helpers.py").write_text("def kept(docs):\n    return docs\n", encoding="utf-8")
+    text = harness_task("next_number", data) + "process_docs: !function helpers.kept\n"
+
+    def digest(text: str, limit: int | None = None) -> str:
+        file.write_text(text, encoding="utf-8")
+        (found,) = load_questions(sort_tasks([str(file)]), None, limit, quiet())
+        return found.digest
+
+    first = digest(text)
+    assert first == digest(text)
+    assert len({first, digest(text, 3), digest(text.replace("acc,", "acc_norm,"))}) == 3
 
 
 def test_examples_and_limit(tmp_path: Path) -> None:
@@ -200,6 +185,51 @@ def test_examples_and_limit(tmp_path: Path) -> None:
     assert (shown.samples, shown.shots) == (5, 2) and shown.tokens_sha256 != plain.tokens_sha256
     assert shown == find(run_tasks("embedded", [file], limit=5, shots=2), "acc")  # the same examples every time
     assert torch.equal(state[0], torch.get_rng_state()) and state[1] == random.getstate()
+    both = find(run_tasks("embedded", [file], limit=5, shots=2, against="embedded"), "acc")
+    assert both.tokens_sha256 == shown.tokens_sha256 and both.base == both.value == shown.value
+
+
+def counting(tmp_path: Path, aggregate: str) -> Path:
+    """A folder with a group of two tasks, a group around it with one more, and a task that is in none."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name, count in (("few", 4), ("many", 12), ("more", 3), ("alone", 2)):
+        rows = sequences(count)
+        for row in rows[::3] if name == "many" else []:  # else the model knows it all
+            row["gold"] = (row["gold"] + 1) % 4
+        data = write(tmp_path / f"{name}.jsonl", rows)
+        (folder / f"{name}.yaml").write_text(harness_task(name, data), encoding="utf-8")
+    text = f"aggregate_metric_list:\n  - {aggregate}\n"
+    (folder / "inner.yaml").write_text(f"group: inner\ntask: [few, many]\n{text}", encoding="utf-8")
+    (folder / "outer.yaml").write_text(f"group: outer\ntask: [inner, more]\n{text}", encoding="utf-8")
+    return folder
+
+
+def test_a_group_is_its_questions_together(tmp_path: Path, packed: Path) -> None:
+    """By questions, also against the base; the groups stand before their tasks, and their tasks are asked once."""
+    folder = counting(tmp_path, "{metric: acc, weight_by_size: true}")
+    results = run_tasks(str(packed), [str(folder)], against="embedded")
+    assert [result.task for result in results] == ["outer", "inner", "few", "many", "more", "alone"]
+    outer, inner, few, many, more, alone = results
+    assert (inner.members, outer.members, few.members) == (["few", "many"], ["few", "many", "more"], [])
+    assert (inner.samples, inner.total, outer.samples, inner.shots, inner.chance) == (16, 16, 19, 0, 0.25)
+    rights = 4 * few.value + 12 * many.value
+    assert inner.value == pytest.approx(rights / 16) and outer.value == pytest.approx((rights + 3 * more.value) / 19)
+    assert 0 < inner.value < 1 and inner.stderr == pytest.approx((inner.value * (1 - inner.value) / 15) ** 0.5)
+    assert inner.base is not None and few.base is not None and many.base is not None
+    assert inner.base == pytest.approx((4 * few.base + 12 * many.base) / 16)
+    assert inner.p is not None and inner.verdict and alone.task not in outer.members
+    (named, *_) = run_tasks(str(packed), [str(folder / "inner.yaml")])  # one file, whose tasks lie beside it
+    assert (named.task, named.value, named.tokens_sha256) == ("inner", inner.value, inner.tokens_sha256)
+
+
+def test_a_group_whose_tasks_count_alike(tmp_path: Path) -> None:
+    """There is no set of questions whose mean it is: no chance, no error, and that is said."""
+    folder = counting(tmp_path, "{metric: acc, weight_by_size: false}")
+    outer, inner, few, many, *_ = run_tasks("embedded", [str(folder)], limit=7, against="embedded")
+    assert inner.value == pytest.approx((few.value + many.value) / 2) != (4 * few.value + 7 * many.value) / 11
+    assert inner.base == inner.value and (inner.chance, inner.stderr, inner.p) == (None, None, None)
+    assert inner.verdict.startswith("its tasks count alike") and outer.members == ["few", "many", "more"]
 
 
 def test_against_the_base_into_report_and_card(command: Command, packed: Path, tmp_path: Path) -> None:

@@ -278,15 +278,14 @@ def serve() -> None:
     request = json.loads(line)
     answer: dict[str, Any] = dict.fromkeys(("problem", "kernels", "samples", "reader")) | {"seconds": 0.0}
     try:
-        with without_bars():  # standard error is the user's
-            logits, model = recompute(request)
-            torch.save(logits, request["target"])
-            since = time.perf_counter()
-            answer["samples"] = request["samples"] and continuations(model, request["samples"])
-            answer["seconds"] = time.perf_counter() - since
-            answer["kernels"] = request["measured"] and _cost(model, torch.tensor(request["measured"]))
-            del model  # two of them need not fit
-            answer["reader"] = by_reader(request, logits)
+        logits, model = recompute(request)
+        torch.save(logits, request["target"])
+        since = time.perf_counter()
+        answer["samples"] = request["samples"] and continuations(model, request["samples"])
+        answer["seconds"] = time.perf_counter() - since
+        answer["kernels"] = request["measured"] and _cost(model, torch.tensor(request["measured"]))
+        del model  # two of them need not fit
+        answer["reader"] = by_reader(request, logits)
     except Exception as error:
         answer["problem"] = f"{type(error).__name__}: {error}"
     print(json.dumps(answer), flush=True)

@@ -17,10 +17,6 @@ struct Dot {
   }
   KIN void step(const uint8_t* block, const int8_t* x) {
     const __m512i v = _mm512_loadu_si512(block);
-    if (W == 8) {
-      asm volatile("vpdpbusd %2, %1, %0" : "+v"(sum[0]) : "v"(v), "v"(_mm512_set1_epi32(load<int32_t>(x))));
-      return;
-    }
 #pragma GCC unroll 8
     for (int f = 0; f < F; ++f) {
       const __m512i u = W == 8 ? v : _mm512_and_si512(v, _mm512_set1_epi8((char)(((1 << W) - 1) << (W * f))));

@@ -40,7 +40,6 @@ KFN F16 record_dot(const uint8_t* data, const uint8_t* tail, const int8_t* x, in
     Dot<2> low;
     Dot<1> high;
     for (int k = 0; k < kb; k += 32, data += 192) {
-      for (int line = 0; line < 3; ++line) __builtin_prefetch(data + 64 * line + kAhead);
       low.step(data, x + k);
       low.step(data + 64, x + k + 16);
       high.step(data + 128, x + k);
@@ -52,11 +51,7 @@ KFN F16 record_dot(const uint8_t* data, const uint8_t* tail, const int8_t* x, in
   Dot<W> sums[P];
   for (int k = 0; k < kb; k += step(KIND)) {
 #pragma GCC unroll 3
-    for (int p = 0; p < P; ++p, data += 64) {
-      if (KIND == INT8 && COMPRESSOR_LEVEL == 2) ask<kAhead / 2>(data);
-      else __builtin_prefetch(data + kAhead);
-      sums[p].step(data, x + k);
-    }
+    for (int p = 0; p < P; ++p, data += 64) sums[p].step(data, x + k);
   }
   if (KIND == SIGN) {
     return halves(tail) * floats(sums[0].total(xsum) * 2 - xsum) + halves(tail + 32) * static_cast<float>(xsum);

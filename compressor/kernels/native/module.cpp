@@ -42,19 +42,17 @@ constexpr long kStride = 16 * kTilesAtOnce;      // of the sums of a token
 constexpr long kTokensAtOnce = 480;              // whose sums are held; a multiple of every tile of tokens
 constexpr long kLevels = 64 * kMostInputs / 4;   // bytes of a record, a byte a level
 constexpr long kReadAtOnce = 512;               // bytes
-constexpr long kAhead = 6144;                    // bytes by which memory is asked for before it is read: one core alone has
-                                                 // too few requests under way
+constexpr long kAhead = 6144;                    // bytes by which rows of 16-bit numbers are asked for before they are read
 constexpr long kFewTokens = 3;                   // up to which records are not decoded first
 
 // For loops that do little with what they read: into the second cache, as the first one has room for inputs, or for what was
-// asked for, and not for both. Where a line is worked on for long, the way from there is too long (levels.hpp).
+// asked for, and not for both. Loops that work on a line for longer are faster when they leave it to the processor.
 // As assembler: compilers move all requests of a loop to where it begins, and a core has places for few at a time.
-template <long AHEAD = kAhead>
 inline __attribute__((always_inline)) void ask(const uint8_t* at) {
 #if defined(__x86_64__)
-  asm volatile("prefetcht1 %0" : : "m"(at[AHEAD]));
+  asm volatile("prefetcht1 %0" : : "m"(at[kAhead]));
 #else
-  __builtin_prefetch(at + AHEAD, 0, 2);
+  __builtin_prefetch(at + kAhead, 0, 2);
 #endif
 }
 

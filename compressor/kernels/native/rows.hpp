@@ -124,7 +124,6 @@ KERNEL void partial_tile(const Matrix& w, long tile, const int8_t* x, const floa
   for (long g = 0; g < w.groups(); ++g, x += 128) {
     F16 value{};
     const uint8_t* const tail = at;
-    for (int line = 0; line < 896; line += 64) __builtin_prefetch(at + line + kAhead);
     Dot<1> dot;
     if (SIGNS) {
       at += 64;

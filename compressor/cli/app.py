@@ -63,12 +63,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an arrow that the terminal cannot show is no reason to stop
             stream.reconfigure(errors="replace")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):  # a log is no place for their bars
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in sys.argv
     words = [word for word in sys.argv[1:] if word != "--debug"]
+    drawn = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    for name, value in library_defaults(words, drawn).items():
+        os.environ.setdefault(name, value)
     sys.argv = [sys.argv[0], *(words or ["--help"])]
     try:
         code = app(standalone_mode=False, prog_name="compressor")
@@ -79,6 +78,21 @@ def main() -> None:
         typer.echo(f"error: {' '.join(message.split())}", err=True)
         raise SystemExit(2) from None
     raise SystemExit(code or 0)
+
+
+def library_defaults(words: list[str], drawn: bool) -> dict[str, str]:
+    """Return environment variables of libraries that are not loaded yet, for where the user has set none.
+
+    Args:
+        words: of the command line.
+        drawn: whether standard error is a terminal that can draw.
+    """
+    found = {"TOKENIZERS_PARALLELISM": "false"}
+    if words[:1] != ["bench"]:  # which measures the original as programs run it that set nothing
+        found["OMP_WAIT_POLICY"] = "passive"  # PyTorch's threads wait without keeping anybody from a processor
+    if not drawn:  # a log is no place for their bars
+        found |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    return found
 
 
 def _complaint(error: Exception) -> str | None:

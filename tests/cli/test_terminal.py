@@ -16,6 +16,7 @@ from command_line import Command
 from rich.console import Console
 from rich.progress import Progress
 
+from compressor.cli.app import library_defaults
 from compressor.cli.tables import NARROW, Sheet, add_row, new_table
 from compressor.report.numbers import ABSENT
 from compressor.run.progress import SILENT, Bar, Lines, TimeLeft, Voice, without_bars
@@ -209,3 +210,14 @@ def test_a_terminal_without_arrows(folder: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0 and b"----" in done.stdout and done.stdout.isascii()
+
+
+def test_what_libraries_are_told() -> None:
+    """Threads wait without spinning, but where the original is measured; bars are drawn on terminals only."""
+    seen = library_defaults(["prune", "embedded"], True)
+    assert seen == {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
+    assert "OMP_WAIT_POLICY" not in library_defaults(["bench", "pruned"], True)
+    logged = library_defaults([], False)
+    assert {name for name in logged if "BARS" in name} == {
+        "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS",
+    }  # fmt: skip

@@ -112,8 +112,8 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        if self.fast is not None and self.fast.fits(x, self.bias):
-            return self.fast(x, self.bias)  # type: ignore[no-any-return]
+        if (fast := self.fast) is not None and fast.fits(x, bias := self.bias):
+            return fast(x, bias)  # type: ignore[no-any-return]
         if (apply := format_of(self.spec).apply) is not None:
             return apply(x, self.bias, self.parts, self.spec, self.compute_dtype)
         return F.linear(x, self.unpacked(), self.bias)

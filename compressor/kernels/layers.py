@@ -73,13 +73,14 @@ class Fast:
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Map (..., n) to (..., m)."""
-        flat = x.reshape(-1, x.shape[-1])
-        if self.group is not None and not torch.compiler.is_compiling():
-            y = self.group[0].take(self.group[1], x, flat)
-            if bias is not None:
-                y = y + bias.to(y.dtype)
-        else:
-            y = self.product.product(flat, None if bias is None else bias.float(), self.rung, self.exact)
+        graph = torch.compiler.is_compiling()
+        if self.group is not None and not graph:
+            y = self.group[0].take(self.group[1], x)
+            return y if bias is None else y + bias.to(y.dtype)
+        wide = None if bias is None else bias.float()
+        if isinstance(self.product, Matrix) and not graph:
+            return self.product.eager_product(x, wide, self.rung, self.exact)
+        y = self.product.product(x.reshape(-1, x.shape[-1]), wide, self.rung, self.exact)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -115,11 +116,11 @@ class Group:
     exact: bool
     _held: tuple[Tensor, int | None, tuple[Tensor, ...]] | None = None
 
-    def take(self, place: int, x: Tensor, flat: Tensor) -> Tensor:
-        """Return the product of the matrix in ``place`` with ``flat`` (tokens, n), the rows of ``x``."""
+    def take(self, place: int, x: Tensor) -> Tensor:
+        """Return the product (..., m) of the matrix in ``place`` with ``x`` (..., n)."""
         version, held = None if x.is_inference() else x._version, self._held
         if held is None or held[0] is not x or held[1] != version:
-            products = torch.split(self.whole.product(flat, None, self.rung, self.exact), self.sizes, dim=1)
+            products = torch.split(self.whole.eager_product(x, None, self.rung, self.exact), self.sizes, dim=-1)
             held = (x, version, products)  # in one piece: another thread may be using the model
         self._held = None if place + 1 == len(self.sizes) else held
         return held[2][place]

@@ -108,13 +108,20 @@ class Matrix:
         return self.eager_product(x, bias, level, exact)
 
     def eager_product(self, x: Tensor, bias: Tensor | None, level: str, exact: bool) -> Tensor:
-        """As `product`, outside of graphs."""
-        tokens = x.shape[0]
+        """As `product`, outside of graphs, and of (..., n) to (..., m), which saves a view and another.
+
+        Raises:
+            ValueError: another number of inputs.
+        """
+        *shape, n = x.shape
+        if n != self.n:
+            raise ValueError(f"a matrix of {self.m} x {self.n} cannot multiply inputs of {tuple(x.shape)}")
+        tokens = x.numel() // n
         if tokens > (EXACT if exact else FEW.get(self.kind, tokens)):
             weight = self.dense(x.dtype, level)
             return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
         x = x.contiguous()
-        out = torch.empty(tokens, self.m, dtype=x.dtype)
+        out = torch.empty(*shape, self.m, dtype=x.dtype)
         if tokens:
             found = native()
             assert found is not None

@@ -182,6 +182,19 @@ def test_strides(kernels: Native) -> None:
         )
 
 
+def test_another_width_is_refused_and_any_number_of_dimensions_kept(kernels: Native) -> None:
+    """Kernels know addresses only: what is too narrow would be read beyond its end."""
+    level = LEVELS[kernels.best]
+    for name in CASES:
+        matrix = CASES[name](50, 300, 128, level).matrix
+        for n in (299, 301):
+            with pytest.raises(ValueError, match=f"50 x 300 cannot multiply inputs of \\(2, {n}\\)"):
+                matrix.product(torch.zeros(2, n), None, level, False)
+        x = activations(14, 300, torch.float32)
+        deep = matrix.eager_product(x.view(2, 7, 300), None, level, False)
+        assert torch.equal(deep, matrix.product(x, None, level, False).view(2, 7, 50)), name
+
+
 def test_no_tokens_and_a_token_of_zeros(kernels: Native) -> None:
     level = LEVELS[kernels.best]
     for name in CASES:

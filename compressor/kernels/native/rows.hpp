@@ -352,21 +352,3 @@ KERNEL uint32_t read_blocks(const uint8_t* data, long blocks) {
   for (const uint32_t word : words) all ^= word;
   return all;
 }
-
-// fp32 to the dtype of an output.
-KERNEL void convert(const float* from, long count, float factor, int dtype, char* out) {
-  if (dtype == FLOAT32) {
-    float* const to = (float*)out;
-    for (long i = 0; i < count; ++i) to[i] = from[i] * factor;
-  } else if (dtype == BFLOAT16) {
-    uint16_t* const to = (uint16_t*)out;
-    for (long i = 0; i < count; ++i) {
-      const float value = from[i] * factor;
-      uint32_t word;
-      std::memcpy(&word, &value, 4);
-      to[i] = (uint16_t)((word + 0x7fff + (word >> 16 & 1)) >> 16);  // weights are finite
-    }
-  } else {
-    for (long i = 0; i < count; ++i) store(out, dtype, i, from[i] * factor);
-  }
-}

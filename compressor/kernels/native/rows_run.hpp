@@ -28,10 +28,12 @@ static void run_partial(const Call& c) {
       std::vector<float> rows(16 * padded);
       for (long tile = first; tile < last; ++tile) {
         unpack_partial<SIGNS>(w, tile, rows.data());
-        for (long t = 0; t < c.tokens; ++t)
-          for (long row = 16 * tile; row < 16 * tile + 16 && row < w.m; ++row)
-            store(c.out, c.dtype, t * w.m + row,
-                  dot(rows.data() + (row - 16 * tile) * padded, x + t * padded, w.n) * w.factor + (c.bias ? c.bias[row] : 0.0f));
+        const long count = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16;
+        float y[16] = {};
+        for (long t = 0; t < c.tokens; ++t) {
+          for (long r = 0; r < count; ++r) y[r] = dot(rows.data() + r * padded, x + t * padded, w.n);
+          write_out(c, y, 16, 16 * tile, count, t, t + 1);
+        }
       }
     });
     return;

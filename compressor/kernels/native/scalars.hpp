@@ -16,13 +16,6 @@ inline float from_bf16(uint16_t bits) {
   return value;
 }
 
-inline uint16_t to_bf16(float value) {
-  uint32_t word;
-  std::memcpy(&word, &value, 4);
-  if ((word & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(word >> 16 | 0x40);  // NaN stays NaN
-  return static_cast<uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16);
-}
-
 inline float from_fp16(uint16_t bits) {
   uint32_t word = static_cast<uint32_t>(bits & 0x7fff) << 13;
   float value;
@@ -51,11 +44,6 @@ inline uint16_t to_fp16(float value) {
     return sign | static_cast<uint16_t>(word - 0x3f000000);
   }
   return sign | static_cast<uint16_t>((word - 0x38000000 + 0xfff + (word >> 13 & 1)) >> 13);
-}
-
-inline void store(void* out, int dtype, long at, float value) {
-  if (dtype == FLOAT32) static_cast<float*>(out)[at] = value;
-  else static_cast<uint16_t*>(out)[at] = dtype == BFLOAT16 ? to_bf16(value) : to_fp16(value);
 }
 
 }  // namespace layout

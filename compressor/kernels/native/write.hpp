@@ -7,6 +7,18 @@ KFN void keep_as(int dtype, F16 v, char* out) {
   else keep_bf16(out, v);
 }
 
+// fp32 times a factor to the dtype of an output.
+KERNEL void convert(const float* from, long count, float factor, int dtype, char* out) {
+  const long whole = count / 16 * 16;
+  for (long i = 0; i < whole; i += 16) keep_as(dtype, load<F16>(from + i) * factor, out + i * width(dtype));
+  if (whole == count) return;
+  float rest[16] = {};
+  char all[64];
+  std::memcpy(rest, from + whole, sizeof(float) * (count - whole));
+  keep_as(dtype, load<F16>(rest) * factor, all);
+  std::memcpy(out + whole * width(dtype), all, (count - whole) * width(dtype));
+}
+
 // Rows row .. row + count, 16 at most, of token t; y has 16 sums, whatever the count.
 KFN void write_rows(const Call& c, const float* y, long t, long row, long count) {
   const F16 v = load<F16>(y) * c.w.factor;

@@ -24,8 +24,7 @@ SOME = ("trit2", "trit3", "int3", "int8-zeros", "sign", "partial-means", "sparse
 @pytest.fixture(autouse=True)
 def kernels_only(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is handed to PyTorch, however many tokens there are; one thread, unless a test says otherwise."""
-    monkeypatch.setattr(matrices, "EXACT", 1 << 30)
-    monkeypatch.setattr(matrices, "FEW", {})
+    monkeypatch.setattr(matrices, "ALWAYS", 1 << 30)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

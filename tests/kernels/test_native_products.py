@@ -14,6 +14,7 @@ from torch import Tensor
 from compressor.kernels import matrix as matrices
 from compressor.kernels.matrix import Kind
 from compressor.kernels.native import LEVELS, Native
+from compressor.kernels.records import trit_records
 
 SHAPES = ((1, 1, 32), (7, 33, 64), (16, 128, 128), (17, 129, 32), (48, 256, 64), (50, 300, 128), (33, 172, 172),
           (113, 100, 1 << 20))  # fmt: skip
@@ -26,8 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.fixture(autouse=True)
 def kernels_only(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is handed to PyTorch, however many tokens there are; one thread, unless a test says otherwise."""
-    monkeypatch.setattr(matrices, "EXACT", 1 << 30)
-    monkeypatch.setattr(matrices, "FEW", {})
+    monkeypatch.setattr(matrices, "ALWAYS", 1 << 30)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -151,6 +151,9 @@ def test_whole_numbers_come_out_exactly(level: str, kernels: Native) -> None:
                 for exact in (False, True):
                     y = case.matrix.product(x, None, level, exact)
                     assert torch.equal(y.double(), x.double() @ case.dense.T), (case.matrix.kind, m, n, tokens, exact)
+                for dtype in DTYPES[1:]:
+                    narrow = case.matrix.product(x.to(dtype), None, level, True)
+                    assert torch.equal(narrow, y.to(dtype)), (case.matrix.kind, m, n, tokens, dtype)
 
 
 @pytest.mark.parametrize("level", HERE)
@@ -243,6 +246,36 @@ def test_what_is_not_finite_stays_in_its_token(level: str, dtype: torch.dtype, k
                     else:  # as an ordinary product: an infinity or NaN where the entry is not zero
                         touched = case.dense[:, 7] != 0
                         assert not bool(y[-1][touched].isfinite().any()), (name, bad)
+
+
+@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize("word", [0x7F800001, 0x7FC00000, -0x007FFFFF, -1])
+def test_a_nan_is_one_whatever_its_bits(word: int, level: str, kernels: Native) -> None:
+    """Some have nothing but zeros in the half that bf16 keeps."""
+    need(kernels, level)
+    x = activations(2, 300, torch.float32)
+    x[1, 7] = torch.tensor(word, dtype=torch.int32).view(torch.float32)
+    assert x[1, 7].isnan()
+    for name in CASES:
+        case = CASES[name](50, 300, 128, level)
+        for exact in (False, True):
+            y = case.matrix.product(x, None, level, exact)
+            assert bool(y[1][case.dense[:, 7] != 0].isnan().all()), (name, exact)
+            assert bool(y[0].isfinite().all()), (name, exact)
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_exact_is_exact_over_the_whole_range_of_activations(level: str, kernels: Native) -> None:
+    """One entry of a row is not zero: its product with an activation of any size is rounded once, if at all."""
+    need(kernels, level)
+    g, n = torch.Generator().manual_seed(12), 128
+    x = torch.randn(40, n, generator=g) * torch.exp2(torch.randint(-90, 90, (40, n), generator=g))
+    scale = torch.full((n, 1), 0.5).half()
+    trits = torch.eye(n, dtype=torch.int8) * torch.randint(0, 2, (n, 1), generator=g).mul(2).sub(1).to(torch.int8)
+    made = trit_records(trits[None], scale[None], n, level)
+    for dtype in (torch.float32, torch.bfloat16):
+        y = made.product(x.to(dtype), None, level, True)
+        assert torch.equal(y, x.to(dtype) * trits.diagonal() * 0.5)
 
 
 def test_integers_read_back_what_was_packed(kernels: Native) -> None:

@@ -136,6 +136,7 @@ int level_from(Arguments& in) {
 
 void run_at(int level, const Call& call) {
 #if defined(__x86_64__)
+  if (level == AVX512 && call.exact && !call.bf16_products) level = AVX2;  // exact products of AVX-512 are of bf16
   if (level == AVX512) return avx512::run(call);
   if (level == AVX2) return avx2::run(call);
 #elif defined(COMPRESSOR_ARM)

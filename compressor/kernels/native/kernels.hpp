@@ -3,6 +3,9 @@
 #include "quantize.hpp"
 #include "rows.hpp"
 #include "write.hpp"
+#if COMPRESSOR_LEVEL == 2
+#include "exact.hpp"
+#endif
 #include "levels_run.hpp"
 #include "rows_run.hpp"
 #include "choose.hpp"

@@ -249,17 +249,14 @@ KERNEL void gemm_tiles(const Matrix& w, long first, long last, const Tokens& x, 
   }
 }
 
-typedef float F4 __attribute__((vector_size(16), aligned(4), may_alias));
-typedef uint8_t B4 __attribute__((vector_size(4), aligned(1), may_alias));
-
-// Four inputs of one row of decoded levels, times s, plus c.
-KFN F4 four(const uint8_t* levels, float s, float c) {
-  B4 bytes;
-  std::memcpy(&bytes, levels, 4);
-  return __builtin_convertvector(bytes, F4) * s + c;
+// 16 inputs of one row of decoded levels, the first of which is `levels`.
+KFN F16 of_row(const uint8_t* levels) {
+  typedef uint32_t Four __attribute__((vector_size(16)));
+  const Four inputs = {load<uint32_t>(levels), load<uint32_t>(levels + 64), load<uint32_t>(levels + 128), load<uint32_t>(levels + 192)};
+  return floats(ints(reinterpret_cast<const uint8_t*>(&inputs)));
 }
 
-// s u + c of a record, of a plane of trits or of another kind, added to fp32 rows of `width`.
+// s u + c of a record, of a plane of trits or of another kind, added to fp32 rows of `width`, or, of the first, kept there.
 template <int KIND, int P>
 KFN void unpack_plane(const uint8_t* record, const uint8_t* tail, int kb, float* out, long width) {
   alignas(64) uint8_t levels[kLevels];
@@ -272,7 +269,11 @@ KFN void unpack_plane(const uint8_t* record, const uint8_t* tail, int kb, float*
   keep(s, KIND == SIGN ? scale * 2.0f : scale);
   keep(c, start);
   for (int r = 0; r < 16; ++r)
-    for (int k = 0; k < kb / 4; ++k) *(F4*)(out + r * width + 4 * k) += four(levels + 64 * k + 4 * r, s[r], c[r]);
+    for (int k = 0; k < kb; k += 16) {
+      float* const to = out + r * width + k;
+      const F16 value = of_row(levels + 16 * k + 4 * r) * s[r] + splat(c[r]);
+      keep(to, P > 0 ? load<F16>(to) + value : value);
+    }
 }
 
 // The matrix itself, rows 16 tile .., as fp32 (16, padded inputs).
@@ -280,7 +281,6 @@ template <int KIND>
 KERNEL void unpack_tile(const Matrix& w, long tile, float* out) {
   const uint8_t* record = w.data + tile * w.row_bytes();
   const long data = data_bytes(KIND, w.kb), width = w.groups() * w.kb;
-  std::memset(out, 0, sizeof(float) * 16 * width);
   for (long g = 0; g < w.groups(); ++g, record += record_bytes(KIND, w.kb), out += w.kb) {
     unpack_plane<KIND, 0>(record, record + data, w.kb, out, width);
     if (KIND == TRIT2 || KIND == TRIT3) unpack_plane<KIND, planes(KIND) == 1 ? 0 : 1>(record, record + data, w.kb, out, width);

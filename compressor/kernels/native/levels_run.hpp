@@ -1,26 +1,32 @@
 // One matrix product, cut into chunks of rows: threads never share a sum, so their number does not change a bit.
 // Included once for each instruction set.
 
+#if COMPRESSOR_LEVEL != 2  // which has exact.hpp
+template <int KIND>
+static void run_exact(const Call& c) {
+  const Matrix& w = c.w;
+  const long groups = w.groups(), padded = groups * w.kb, tiles = w.tiles();
+  float* const x = Scratch::mine().floats(c.tokens * padded);
+  widen_tokens(c.x, c.dtype, 0, c.tokens, w.n, w.kb, groups, x);
+  pool::each(chunks_of(tiles, c.threads), c.threads, [&](long chunk) {
+    const auto [first, last] = span(tiles, chunks_of(tiles, c.threads), chunk);
+    float y[16 * kTokensAtOnce];
+    for (long tile = first; tile < last; ++tile)
+      for (long from = 0; from < c.tokens; from += kTokensAtOnce) {
+        const long to = from + kTokensAtOnce < c.tokens ? from + kTokensAtOnce : c.tokens;
+        exact_tile<KIND>(w, tile, x + from * padded, padded, to - from, y);
+        write_out(c, y, 16, 16 * tile, w.m - 16 * tile < 16 ? w.m - 16 * tile : 16, from, to);
+      }
+  });
+}
+#endif
+
 template <int KIND>
 static void run_kind(const Call& c) {
   const Matrix& w = c.w;
   const long groups = w.groups(), padded = groups * w.kb, tiles = w.tiles();
+  if (c.exact) return run_exact<KIND>(c);
   Scratch& scratch = Scratch::mine();
-  if (c.exact) {
-    float* const x = scratch.floats(c.tokens * padded);
-    widen_tokens(c.x, c.dtype, 0, c.tokens, w.n, w.kb, groups, x);
-    pool::each(chunks_of(tiles, c.threads), c.threads, [&](long chunk) {
-      const auto [first, last] = span(tiles, chunks_of(tiles, c.threads), chunk);
-      float y[16 * kTokensAtOnce];
-      for (long tile = first; tile < last; ++tile)
-        for (long from = 0; from < c.tokens; from += kTokensAtOnce) {
-          const long to = from + kTokensAtOnce < c.tokens ? from + kTokensAtOnce : c.tokens;
-          exact_tile<KIND>(w, tile, x + from * padded, padded, to - from, y);
-          write_out(c, y, 16, 16 * tile, w.m - 16 * tile < 16 ? w.m - 16 * tile : 16, from, to);
-        }
-    });
-    return;
-  }
   const Tokens x = scratch.tokens(c.tokens, groups, w.kb);
   if (c.tokens <= kFewTokens) {
     for (long t = 0; t < c.tokens; ++t) {

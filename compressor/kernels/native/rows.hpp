@@ -2,18 +2,23 @@
 
 #if COMPRESSOR_LEVEL == 2
 // 16 sums over a register each.
-KFN I16 sums_of(const __m512i* v) {
+template <bool FLOATS>
+KFN __m512i added(__m512i a, __m512i b) {
+  return FLOATS ? _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b))) : _mm512_add_epi32(a, b);
+}
+template <bool FLOATS>
+KFN __m512i sums_of(const __m512i* v) {
   __m512i a[8], b[4], c[2];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i)
-    a[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+    a[i] = added<FLOATS>(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i)
-    b[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_epi64(a[2 * i], a[2 * i + 1]));
+    b[i] = added<FLOATS>(_mm512_unpacklo_epi64(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_epi64(a[2 * i], a[2 * i + 1]));
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i)
-    c[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(b[2 * i], b[2 * i + 1], 0x88), _mm512_shuffle_i32x4(b[2 * i], b[2 * i + 1], 0xdd));
-  return (I16)_mm512_add_epi32(_mm512_shuffle_i32x4(c[0], c[1], 0x88), _mm512_shuffle_i32x4(c[0], c[1], 0xdd));
+    c[i] = added<FLOATS>(_mm512_shuffle_i32x4(b[2 * i], b[2 * i + 1], 0x88), _mm512_shuffle_i32x4(b[2 * i], b[2 * i + 1], 0xdd));
+  return added<FLOATS>(_mm512_shuffle_i32x4(c[0], c[1], 0x88), _mm512_shuffle_i32x4(c[0], c[1], 0xdd));
 }
 
 // Sums over the marked inputs of 16 rows: of code times input, and of input. Returns the end of the codes.
@@ -23,16 +28,16 @@ KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8
 #pragma GCC unroll 16
   for (int r = 0; r < 16; ++r) {
     const uint64_t m0 = load<uint64_t>(masks + 16 * r), m1 = load<uint64_t>(masks + 16 * r + 8);
-    const __m512i c0 = _mm512_maskz_expand_epi8(m0, _mm512_loadu_si512(codes));
+    const __m512i c0 = _mm512_maskz_expand_epi8(m0, loaded(codes));
     codes += __builtin_popcountll(m0);
-    const __m512i c1 = _mm512_maskz_expand_epi8(m1, _mm512_loadu_si512(codes));
+    const __m512i c1 = _mm512_maskz_expand_epi8(m1, loaded(codes));
     codes += __builtin_popcountll(m1);
     products[r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), c0, x0), c1, x1);
     plains[r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_maskz_mov_epi8(m0, one), x0),
                                     _mm512_maskz_mov_epi8(m1, one), x1);
   }
-  product = sums_of(products);
-  plain = sums_of(plains);
+  product = (I16)sums_of<false>(products);
+  plain = (I16)sums_of<false>(plains);
   return codes;
 }
 #elif COMPRESSOR_LEVEL == 1
@@ -141,6 +146,27 @@ KERNEL void partial_tile(const Matrix& w, long tile, const int8_t* x, const floa
   keep(y, sum);
 }
 
+// step (code - zero) where 128 inputs of a row are marked, and what is there where they are not. Returns the end of the codes.
+KFN const uint8_t* put_marked(const uint8_t* masks, const uint8_t* codes, float step, float zero, float* row) {
+#if COMPRESSOR_LEVEL == 2
+  for (int half = 0; half < 2; ++half, masks += 8) {
+    const uint64_t all = load<uint64_t>(masks);
+    alignas(64) uint8_t found[64];
+    _mm512_store_si512(found, _mm512_maskz_expand_epi8(all, loaded(codes)));
+    codes += __builtin_popcountll(all);
+    for (int i = 0; i < 4; ++i, row += 16) {
+      const F16 value = (floats(ints(found + 16 * i)) - zero) * step;
+      _mm512_mask_storeu_ps(row, load<uint16_t>(masks + 2 * i), (__m512)value);
+    }
+  }
+#else
+  for (int half = 0; half < 2; ++half)
+    for (uint64_t m = load<uint64_t>(masks + 8 * half); m; m &= m - 1)
+      row[64 * half + __builtin_ctzll(m)] = step * (static_cast<float>(*codes++) - zero);
+#endif
+  return codes;
+}
+
 // Rows 16 tile .. of a partial or sparse 8-bit matrix as fp32 (16, padded inputs).
 template <bool SIGNS>
 KERNEL void unpack_partial(const Matrix& w, long tile, float* out) {
@@ -151,25 +177,15 @@ KERNEL void unpack_partial(const Matrix& w, long tile, float* out) {
   at += 128;
   const long width = w.groups() * 128;
   for (long g = 0; g < w.groups(); ++g, out += 128) {
-    float s[16] = {}, c[16] = {};
-    alignas(64) uint8_t signs[kLevels];
     if (SIGNS) {
-      keep(s, halves(at));
-      keep(c, halves(at + 32));
-      decode<SIGN>(at + 64, at, nullptr, 128, signs);
+      unpack_plane<SIGN, 0>(at + 64, at, 128, out, width);
       at += 64 + 256;
     }
     const uint8_t *masks = at, *codes = at + 256;
     for (int r = 0; r < 16; ++r, masks += 16) {
       float* const row = out + r * width;
-      if (SIGNS) {
-        for (int k = 0; k < 32; ++k) *(F4*)(row + 4 * k) = four(signs + 64 * k + 4 * r, 2 * s[r], c[r] - s[r]);
-      } else {
-        std::memset(row, 0, sizeof(float) * 128);
-      }
-      for (int half = 0; half < 2; ++half)
-        for (uint64_t m = load<uint64_t>(masks + 8 * half); m; m &= m - 1)
-          row[64 * half + __builtin_ctzll(m)] = step[r] * (static_cast<float>(*codes++) - zero[r]);
+      if (!SIGNS) std::memset(row, 0, sizeof(float) * 128);
+      codes = put_marked(masks, codes, step[r], zero[r], row);
     }
     at = codes;
   }
@@ -217,10 +233,21 @@ KERNEL void unpack_sparse(const Matrix& w, long tile, float* out) {
     for (long g = 0; g < w.groups(); ++g, out += 128) {
       const uint8_t* const masks = at;
       at += 16;
+#if COMPRESSOR_LEVEL == 2
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t mask = load<uint32_t>(masks + 4 * i);
+        alignas(64) uint8_t found[64];
+        _mm512_store_si512(found, _mm512_maskz_expand_epi16(mask, loaded(at)));
+        keep(out + 32 * i, sixteen<KIND == SPARSE_BF16>(found));
+        keep(out + 32 * i + 16, sixteen<KIND == SPARSE_BF16>(found + 32));
+        at += 2 * __builtin_popcount(mask);
+      }
+#else
       for (int i = 0; i < 16; ++i) {
         expand_eight<KIND == SPARSE_BF16>(at, masks[i], out + 8 * i);
         at += 2 * __builtin_popcount(masks[i]);
       }
+#endif
     }
 }
 
@@ -247,18 +274,6 @@ KERNEL void sparse_tile(const Matrix& w, long tile, const float* x, float* y) {
     }
     y[r] = total(low + high);
   }
-}
-
-KERNEL float dot(const float* a, const float* b, long n) {
-  F16 low{}, high{};
-  long k = 0;
-  for (; k + 32 <= n; k += 32) {
-    low += load<F16>(a + k) * load<F16>(b + k);
-    high += load<F16>(a + k + 16) * load<F16>(b + k + 16);
-  }
-  float sum = total(low + high);
-  for (; k < n; ++k) sum += a[k] * b[k];
-  return sum;
 }
 
 // One row of 16-bit numbers times one token of fp32 inputs.
@@ -323,7 +338,7 @@ static KBF __attribute__((noinline)) void sparse_tile_bf16(const Matrix& w, long
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         ask(at);
-        const __m512i in = _mm512_loadu_si512(at);
+        const __m512i in = loaded(at);
         // an expansion keeps its unit busy for five cycles: one of four is done by others meanwhile
         const __m512i v = i == 0 ? _mm512_maskz_permutexvar_epi16(m[i], ranks(masks), in) : _mm512_maskz_expand_epi16(m[i], in);
         at += 2 * __builtin_popcount(m[i]);

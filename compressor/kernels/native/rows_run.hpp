@@ -1,50 +1,52 @@
-// One token after the other through formats that are read row by row. Included once for each instruction set.
+// Products of formats that are read row by row. Included once for each instruction set.
 
-template <class Row>
-static void each_tile(const Call& c, Row&& tile) {
-  const long tiles = c.w.tiles(), chunks = chunks_of(tiles, c.threads);
+#if COMPRESSOR_LEVEL != 2  // which has exact.hpp
+KERNEL float dot(const float* a, const float* b, long n) {
+  F16 low{}, high{};
+  long k = 0;
+  for (; k + 32 <= n; k += 32) {
+    low += load<F16>(a + k) * load<F16>(b + k);
+    high += load<F16>(a + k + 16) * load<F16>(b + k + 16);
+  }
+  float sum = total(low + high);
+  for (; k < n; ++k) sum += a[k] * b[k];
+  return sum;
+}
+
+// Through the matrix itself, 16 rows at a time.
+template <bool SIGNS>
+static void run_partial_exact(const Call& c) {
+  const Matrix& w = c.w;
+  const long groups = w.groups(), padded = 128 * groups, tiles = w.tiles(), chunks = chunks_of(tiles, c.threads);
+  float* const x = Scratch::mine().floats(c.tokens * padded);
+  widen_tokens(c.x, c.dtype, 0, c.tokens, w.n, 128, groups, x);
   pool::each(chunks, c.threads, [&](long chunk) {
     const auto [first, last] = span(tiles, chunks, chunk);
-    float y[16] = {};
-    for (long t = 0; t < c.tokens; ++t)
-      for (long number = first; number < last; ++number) {
-        tile(number, t, y);
-        write_out(c, y, 16, 16 * number, c.w.m - 16 * number < 16 ? c.w.m - 16 * number : 16, t, t + 1);
+    std::vector<float> rows(16 * padded);
+    for (long tile = first; tile < last; ++tile) {
+      unpack_partial<SIGNS>(w, tile, rows.data());
+      const long count = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16;
+      float y[16] = {};
+      for (long t = 0; t < c.tokens; ++t) {
+        for (long r = 0; r < count; ++r) y[r] = dot(rows.data() + r * padded, x + t * padded, w.n);
+        write_out(c, y, 16, 16 * tile, count, t, t + 1);
       }
+    }
   });
 }
+#endif
 
 template <bool SIGNS>
 static void run_partial(const Call& c) {
-  const Matrix& w = c.w;
-  const long groups = w.groups(), padded = 128 * groups;
-  Scratch& scratch = Scratch::mine();
-  if (c.exact) {  // through the matrix itself, 16 rows at a time
-    float* const x = scratch.floats(c.tokens * padded);
-    widen_tokens(c.x, c.dtype, 0, c.tokens, w.n, 128, groups, x);
-    const long tiles = w.tiles(), chunks = chunks_of(tiles, c.threads);
-    pool::each(chunks, c.threads, [&](long chunk) {
-      const auto [first, last] = span(tiles, chunks, chunk);
-      std::vector<float> rows(16 * padded);
-      for (long tile = first; tile < last; ++tile) {
-        unpack_partial<SIGNS>(w, tile, rows.data());
-        const long count = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16;
-        float y[16] = {};
-        for (long t = 0; t < c.tokens; ++t) {
-          for (long r = 0; r < count; ++r) y[r] = dot(rows.data() + r * padded, x + t * padded, w.n);
-          write_out(c, y, 16, 16 * tile, count, t, t + 1);
-        }
-      }
-    });
-    return;
-  }
-  const Tokens x = scratch.tokens(c.tokens, groups, 128);
+  if (c.exact) return run_partial_exact<SIGNS>(c);
+  const long groups = c.w.groups(), padded = 128 * groups;
+  const Tokens x = Scratch::mine().tokens(c.tokens, groups, 128);
   for (long t = 0; t < c.tokens; ++t) {  // every token is a tile of its own
     const Tokens one{x.q + t * padded, x.scale + t * groups, x.sum + t * groups};
-    quantize_tile((const char*)c.x + t * w.n * width(c.dtype), c.dtype, 0, 1, w.n, 128, groups, one);
+    quantize_tile((const char*)c.x + t * c.w.n * width(c.dtype), c.dtype, 0, 1, c.w.n, 128, groups, one);
   }
   each_tile(c, [&](long tile, long t, float* y) {
-    partial_tile<SIGNS>(w, tile, x.q + t * padded, x.scale + t * groups, x.sum + t * groups, y);
+    partial_tile<SIGNS>(c.w, tile, x.q + t * padded, x.scale + t * groups, x.sum + t * groups, y);
   });
 }
 

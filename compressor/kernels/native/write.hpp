@@ -36,3 +36,18 @@ KERNEL void write_out(const Call& c, const float* y, long stride, long row, long
   for (long t = from; t < to; ++t)
     for (long r = 0; r < rows; r += 16) write_rows(c, y + (t - from) * stride + r, t, row + r, rows - r < 16 ? rows - r : 16);
 }
+
+// One token after the other through a matrix: tile(number, token, y) makes 16 sums.
+template <class Row>
+static void each_tile(const Call& c, Row&& tile) {
+  const long tiles = c.w.tiles(), chunks = chunks_of(tiles, c.threads);
+  pool::each(chunks, c.threads, [&](long chunk) {
+    const auto [first, last] = span(tiles, chunks, chunk);
+    float y[16] = {};
+    for (long t = 0; t < c.tokens; ++t)
+      for (long number = first; number < last; ++number) {
+        tile(number, t, y);
+        write_out(c, y, 16, 16 * number, c.w.m - 16 * number < 16 ? c.w.m - 16 * number : 16, t, t + 1);
+      }
+  });
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -35,23 +36,51 @@ class Kind(IntEnum):
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Dtypes of activations, by the numbers that the kernels know them by."""
 
-ALWAYS = 4
-"""Up to so many tokens a kernel is the faster way for every kind and instruction set."""
+FEW = 3
+"""Up to so many tokens every kind is multiplied as one token is: what is rounded for one is rounded for these."""
+
+PANELS = 128
+"""Up to so many tokens in bf16, unpacking 16 rows at a time is faster than unpacking the matrix for PyTorch."""
+
+
+class Way(IntEnum):
+    """What the kernels multiply, by their numbers for it."""
+
+    ROUNDED = 0
+    """Activations in 8 bits."""
+    EXACT = 1
+    """Activations as they are."""
+    UNPACKED = 2
+    """The same, and the matrix rounded to bf16."""
+
+
+def multiplies_bf16(level: str) -> bool:
+    """Return whether an instruction set has products of bf16 on this processor."""
+    found = native()
+    return level == "avx512" and found is not None and found.bf16
+
+
+def has_panels(level: str, dtype: torch.dtype) -> bool:
+    """Return whether the kernels can multiply by a matrix in bf16, unpacking it on the way."""
+    return dtype is torch.bfloat16 and multiplies_bf16(level)
 
 
 def most_tokens(kind: Kind, level: str, dtype: torch.dtype, exact: bool) -> float:
-    """Return up to how many tokens a kernel is faster than unpacking the matrix for PyTorch's product.
+    """Return up to how many tokens multiplying by the packed matrix is faster than unpacking it.
 
-    Measured at 2048 x 2048, one thread: where the two take the same time, rounded down. Levels and 8-bit activations are
-    the only pair that is faster for any number; everything else takes a token, or a few of them, after the other.
+    Measured at 2048 x 2048 on one thread: where both take the same time, rounded down. With activations of 8 bits,
+    levels are faster for any number of tokens; everything else takes one token, or a few, after the other.
     """
-    found = native()
-    bf16 = level == "avx512" and found is not None and found.bf16
+    panels, bf16 = has_panels(level, dtype), multiplies_bf16(level)
     if kind <= Kind.SIGN:
-        return float("inf") if not exact else (32 if dtype is torch.bfloat16 else 16) if bf16 else ALWAYS
+        return math.inf if not exact else 24 if panels else 16 if bf16 else 4
+    if kind in (Kind.PARTIAL, Kind.SPARSE8) and exact:
+        return 1 if panels else 4 if bf16 else 8
     if kind in (Kind.PARTIAL, Kind.SPARSE8):
-        return (ALWAYS if bf16 else 8) if exact else 16 if level == "avx512" else ALWAYS
-    return 8 if kind in (Kind.SPARSE_BF16, Kind.SPARSE_FP16) and bf16 else ALWAYS
+        return FEW if panels else 16 if level == "avx512" else 4
+    if kind in (Kind.SPARSE_BF16, Kind.SPARSE_FP16):
+        return 2 if panels else 8 if bf16 else 4
+    return 1 if panels else 4
 
 
 def room(nbytes: int) -> Tensor:
@@ -127,20 +156,29 @@ class Matrix:
         *shape, n = x.shape
         if n != self.n:
             raise ValueError(f"a matrix of {self.m} x {self.n} cannot multiply inputs of {tuple(x.shape)}")
-        tokens = x.numel() // n
-        if tokens > ALWAYS and tokens > most_tokens(self.kind, level, x.dtype, exact):
-            weight = self.dense(x.dtype, level)
-            return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
-        x = x.contiguous()
+        tokens, way = x.numel() // n, Way(exact)
+        if tokens > 1 and tokens > most_tokens(self.kind, level, x.dtype, exact):
+            if tokens > PANELS or not has_panels(level, x.dtype):
+                weight = self.dense(x.dtype, level)
+                return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+            way = Way.UNPACKED
         out = torch.empty(*shape, self.m, dtype=x.dtype)
         if tokens:
-            found = native()
-            assert found is not None
-            found.module.linear(
-                *self.arguments(), x.data_ptr(), DTYPES[x.dtype], tokens, out.data_ptr(),
-                0 if bias is None else bias.data_ptr(), int(exact), torch.get_num_threads(), LEVELS.index(level),
-            )  # fmt: skip
+            self.multiply(x.contiguous(), bias, out, level, way)
         return out
+
+    def multiply(self, x: Tensor, bias: Tensor | None, out: Tensor, level: str, way: Way) -> None:
+        """Write ``x W^T + bias`` to ``out``: (tokens, n) and (tokens, m) of one dtype, contiguous, one token at least.
+
+        Raises:
+            ValueError: arguments do not fit; `Way.UNPACKED` where `has_panels` says no.
+        """
+        found = native()
+        assert found is not None
+        found.module.linear(
+            *self.arguments(), x.data_ptr(), DTYPES[x.dtype], x.numel() // self.n, out.data_ptr(),
+            0 if bias is None else bias.data_ptr(), way, torch.get_num_threads(), LEVELS.index(level),
+        )  # fmt: skip
 
     def dense(self, dtype: torch.dtype, level: str) -> Tensor:
         """Return the matrix (m, n), as the layout has it, rounded once to ``dtype``: fp32, bf16 or fp16."""
@@ -148,7 +186,7 @@ class Matrix:
             return self.data.to(dtype)
         found = native()
         assert found is not None
-        out = torch.empty(self.m, self.n, dtype=dtype)
+        out = room(self.m * self.n * dtype.itemsize).view(dtype).view(self.m, self.n)
         how = (DTYPES[dtype], torch.get_num_threads(), LEVELS.index(level))
         found.module.unpack(*self.arguments(), out.data_ptr(), *how)
         return out

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from compressor.errors import UserError
 from compressor.kernels.layers import exact_activations
-from compressor.kernels.matrix import ALWAYS
+from compressor.kernels.matrix import FEW
 from compressor.kernels.model import accelerate
 from compressor.kernels.native import LEVELS, rung_and_why
 
-WINDOWS = ALWAYS  # read together, one token of each: so few that no kernel gives way to a plain product
+WINDOWS = FEW  # read together, one token of each: so few that they are multiplied as one token is
 FEWEST, MOST = 64, 1024  # tokens: differences of the same model on the same tokens need no more
 LOGITS = 1 << 26  # numbers held of each pass
 WORK = 1 << 40  # products of a weight and a token: seconds

@@ -12,7 +12,7 @@ from kernel_cases import CASES, HERE, Case, excess, numbers, quantized, whole_nu
 from torch import Tensor
 
 from compressor.kernels import matrix as matrices
-from compressor.kernels.matrix import Kind
+from compressor.kernels.matrix import Kind, Matrix, Way
 from compressor.kernels.native import LEVELS, Native
 from compressor.kernels.records import trit_records
 
@@ -27,7 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.fixture(autouse=True)
 def kernels_only(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is handed to PyTorch, however many tokens there are; one thread, unless a test says otherwise."""
-    monkeypatch.setattr(matrices, "ALWAYS", 1 << 30)
+    monkeypatch.setattr(matrices, "most_tokens", lambda *_: 1 << 30)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,6 +63,47 @@ def test_products_are_those_of_fp64(level: str, name: str, kernels: Native) -> N
             for exact in (False, True):
                 dtype = DTYPES[(index + place + exact) % 3]
                 check(case, activations(tokens, n, dtype), level, exact, bias if (index + place) % 2 else None)
+
+
+def unpacked(matrix: Matrix, x: Tensor, bias: Tensor | None) -> Tensor:
+    out = torch.full((len(x), matrix.m), float("nan"), dtype=torch.bfloat16)
+    matrix.multiply(x, bias, out, "avx512", Way.UNPACKED)
+    return out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_matrices_that_are_unpacked_on_the_way(name: str, kernels: Native) -> None:
+    """Weights are rounded to bf16, sums are in fp32; what bf16 has comes out exactly."""
+    if not kernels.bf16:
+        pytest.skip("this processor has no products of bf16")
+    for m, n, group in SHAPES:
+        case = CASES[name](m, n, group, "avx512")
+        for bias in (None, torch.randn(m, generator=numbers(3, m, n))):
+            for tokens in (1, 2, 4, 5, 33):
+                x = activations(tokens, n, torch.bfloat16)
+                y = unpacked(case.matrix, x, bias)
+                rounded = case.dense.bfloat16().double()
+                want = x.double() @ rounded.T + (0 if bias is None else bias.double())
+                # an entry that is nearly half way between two may be rounded to the other
+                sizes = x.double().abs() @ case.dense.abs().T
+                room = 2**-8 * want.abs() + 1e-4 * sizes + 1e-6
+                assert bool(((y.double() - want).abs() <= room).all()), (m, n, tokens)
+
+
+def test_whole_numbers_unpacked_on_the_way(kernels: Native) -> None:
+    if not kernels.bf16:
+        pytest.skip("this processor has no products of bf16")
+    for m, n in ((1, 5), (17, 129), (48, 256)):
+        for tokens in (1, 3, 6, 13):
+            x = torch.randint(-127, 128, (tokens, n), generator=numbers(6, tokens, n)).bfloat16()
+            for case in whole_numbers(m, n, "avx512"):
+                want = (x.double() @ case.dense.T).bfloat16()
+                assert torch.equal(unpacked(case.matrix, x, None), want), (case.matrix.kind, m, n, tokens)
+                spoiled = x.clone()
+                spoiled[-1, 3] = float("inf")
+                y = unpacked(case.matrix, spoiled, None)
+                assert torch.equal(y[:-1], want[:-1])
+                assert not bool(y[-1][case.dense[:, 3] != 0].isfinite().any())
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,6 +1,6 @@
 // From the kind of a matrix, a number, to the code that was compiled for it. Included once for each instruction set.
 
-static void run(const Call& c) {
+static void run_packed(const Call& c) {
   switch (c.w.kind) {
     case TRIT1: return run_kind<TRIT1>(c);
     case TRIT2: return run_kind<TRIT2>(c);
@@ -19,19 +19,34 @@ static void run(const Call& c) {
   }
 }
 
-static void unpack(const Matrix& w, char* out, int dtype, int threads) {
-  switch (w.kind) {
-    case TRIT1: return unpack_tiles<unpack_tile<TRIT1>>(w, out, dtype, threads);
-    case TRIT2: return unpack_tiles<unpack_tile<TRIT2>>(w, out, dtype, threads);
-    case TRIT3: return unpack_tiles<unpack_tile<TRIT3>>(w, out, dtype, threads);
-    case INT2: return unpack_tiles<unpack_tile<INT2>>(w, out, dtype, threads);
-    case INT3: return unpack_tiles<unpack_tile<INT3>>(w, out, dtype, threads);
-    case INT4: return unpack_tiles<unpack_tile<INT4>>(w, out, dtype, threads);
-    case INT8: return unpack_tiles<unpack_tile<INT8>>(w, out, dtype, threads);
-    case SIGN: return unpack_tiles<unpack_tile<SIGN>>(w, out, dtype, threads);
-    case PARTIAL: return unpack_tiles<unpack_partial<true>>(w, out, dtype, threads);
-    case SPARSE8: return unpack_tiles<unpack_partial<false>>(w, out, dtype, threads);
-    case SPARSE_BF16: return unpack_tiles<unpack_sparse<SPARSE_BF16>>(w, out, dtype, threads);
-    default: return unpack_tiles<unpack_sparse<SPARSE_FP16>>(w, out, dtype, threads);
+// work(how the matrix is unpacked).
+template <class Work>
+static void by_unpacking(int kind, Work&& work) {
+  switch (kind) {
+    case TRIT1: return work(UnpackLevels<TRIT1>());
+    case TRIT2: return work(UnpackLevels<TRIT2>());
+    case TRIT3: return work(UnpackLevels<TRIT3>());
+    case INT2: return work(UnpackLevels<INT2>());
+    case INT3: return work(UnpackLevels<INT3>());
+    case INT4: return work(UnpackLevels<INT4>());
+    case INT8: return work(UnpackLevels<INT8>());
+    case SIGN: return work(UnpackLevels<SIGN>());
+    case PARTIAL: return work(UnpackPartial<true>());
+    case SPARSE8: return work(UnpackPartial<false>());
+    case SPARSE_BF16: return work(UnpackSparse<SPARSE_BF16>());
+    default: return work(UnpackSparse<SPARSE_FP16>());
   }
+}
+
+static void unpack(const Matrix& w, char* out, int dtype, int threads) {
+  by_unpacking(w.kind, [&](auto how) { unpack_all<decltype(how)>(w, out, dtype, threads); });
+}
+
+static void run(const Call& c) {
+#if COMPRESSOR_LEVEL == 2
+  if (c.unpacked && c.w.kind == DENSE_BF16) return run_panels<Plain<DENSE_BF16>>(c);
+  if (c.unpacked && c.w.kind == DENSE_FP16) return run_panels<Plain<DENSE_FP16>>(c);
+  if (c.unpacked) return by_unpacking(c.w.kind, [&](auto how) { run_panels<decltype(how)>(c); });
+#endif
+  run_packed(c);
 }

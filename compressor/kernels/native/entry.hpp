@@ -160,8 +160,9 @@ PyObject* freely(Work&& work) {
   Py_RETURN_NONE;
 }
 
-// (matrix, x, dtype, tokens, out, bias, exact, threads, level): out (tokens, m) = x (tokens, n) times the matrix, plus
-// bias (m,) fp32; x and out of the same dtype.
+// (matrix, x, dtype, tokens, out, bias, way, threads, level): out (tokens, m) = x (tokens, n) times the matrix, plus
+// bias (m,) fp32; x and out of the same dtype. Ways: 0 by activations in 8 bits, 1 by exact ones, 2 by exact ones and the
+// matrix in bf16, which is for activations of that dtype and processors that multiply it.
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Arguments in(args, count);
   Call call{};
@@ -171,12 +172,15 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.tokens = static_cast<long>(in.number("tokens", 1, (1L << 31) - 1));
   call.out = in.address<uint8_t>("out");
   call.bias = in.address<float>("bias", true);
-  call.exact = in.number("exact", 0, 1) != 0;
+  const int way = static_cast<int>(in.number("way", 0, 2));
+  call.exact = way == 1;
+  call.unpacked = way == 2;
   call.threads = static_cast<int>(in.number("threads", 1, 1024));
   in.expect(reinterpret_cast<uintptr_t>(call.x) % width(call.dtype) == 0, "alignment of x");
   in.expect(reinterpret_cast<uintptr_t>(call.out) % width(call.dtype) == 0, "alignment of out");
   const int level = level_from(in);
   call.bf16_products = machine.bf16;
+  in.expect(!call.unpacked || (machine.bf16 && level == AVX512 && call.dtype == BFLOAT16), "way");
   if (!in.good()) return nullptr;
   return freely([&] { run_at(level, call); });
 }

@@ -5,6 +5,7 @@
 #include "write.hpp"
 #if COMPRESSOR_LEVEL == 2
 #include "exact.hpp"
+#include "panels.hpp"
 #endif
 #include "levels_run.hpp"
 #include "rows_run.hpp"

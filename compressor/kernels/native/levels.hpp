@@ -256,9 +256,9 @@ KFN F16 of_row(const uint8_t* levels) {
   return floats(ints(reinterpret_cast<const uint8_t*>(&inputs)));
 }
 
-// s u + c of a record, of a plane of trits or of another kind, added to fp32 rows of `width`, or, of the first, kept there.
+// s u + c of a record, of a plane of trits or of another kind, as fp32 (16, kb); second and third planes are added.
 template <int KIND, int P>
-KFN void unpack_plane(const uint8_t* record, const uint8_t* tail, int kb, float* out, long width) {
+KFN void unpack_plane(const uint8_t* record, const uint8_t* tail, int kb, float* out) {
   alignas(64) uint8_t levels[kLevels];
   decode<KIND, P>(record, tail, nullptr, kb, levels);
   const F16 scale = halves(tail + (is_trits(KIND) ? 32 * P : 0));
@@ -269,21 +269,30 @@ KFN void unpack_plane(const uint8_t* record, const uint8_t* tail, int kb, float*
   keep(s, KIND == SIGN ? scale * 2.0f : scale);
   keep(c, start);
   for (int r = 0; r < 16; ++r)
-    for (int k = 0; k < kb; k += 16) {
-      float* const to = out + r * width + k;
+    for (int k = 0; k < kb; k += 16, out += 16) {
       const F16 value = of_row(levels + 16 * k + 4 * r) * s[r] + splat(c[r]);
-      keep(to, P > 0 ? load<F16>(to) + value : value);
+      keep(out, P > 0 ? load<F16>(out) + value : value);
     }
 }
 
-// The matrix itself, rows 16 tile .., as fp32 (16, padded inputs).
 template <int KIND>
-KERNEL void unpack_tile(const Matrix& w, long tile, float* out) {
-  const uint8_t* record = w.data + tile * w.row_bytes();
-  const long data = data_bytes(KIND, w.kb), width = w.groups() * w.kb;
-  for (long g = 0; g < w.groups(); ++g, record += record_bytes(KIND, w.kb), out += w.kb) {
-    unpack_plane<KIND, 0>(record, record + data, w.kb, out, width);
-    if (KIND == TRIT2 || KIND == TRIT3) unpack_plane<KIND, planes(KIND) == 1 ? 0 : 1>(record, record + data, w.kb, out, width);
-    if (KIND == TRIT3) unpack_plane<KIND, planes(KIND) == 3 ? 2 : 0>(record, record + data, w.kb, out, width);
-  }
+KERNEL void unpack_record(const uint8_t* record, int kb, float* out) {
+  const uint8_t* const tail = record + data_bytes(KIND, kb);
+  unpack_plane<KIND, 0>(record, tail, kb, out);
+  if (KIND == TRIT2 || KIND == TRIT3) unpack_plane<KIND, planes(KIND) == 1 ? 0 : 1>(record, tail, kb, out);
+  if (KIND == TRIT3) unpack_plane<KIND, planes(KIND) == 3 ? 2 : 0>(record, tail, kb, out);
 }
+
+// The matrix itself, rows 16 tile ..: put(row of the tile, input, values) gets kb inputs of a row in fp32.
+template <int KIND>
+struct UnpackLevels {
+  template <class Put>
+  static void tile(const Matrix& w, long tile, Put&& put) {
+    alignas(64) float block[16 * kMostInputs];
+    const uint8_t* record = w.data + tile * w.row_bytes();
+    for (long g = 0; g < w.groups(); ++g, record += record_bytes(KIND, w.kb)) {
+      unpack_record<KIND>(record, w.kb, block);
+      for (int r = 0; r < 16; ++r) put(r, g * w.kb, block + r * w.kb);
+    }
+  }
+};

@@ -63,7 +63,8 @@ struct Call {
   long tokens;
   void* out;
   const float* bias;
-  bool exact;
+  bool exact;     // activations as they are
+  bool unpacked;  // and the matrix as bf16
   bool bf16_products;
   int threads;
 };

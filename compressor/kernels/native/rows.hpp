@@ -167,29 +167,37 @@ KFN const uint8_t* put_marked(const uint8_t* masks, const uint8_t* codes, float 
   return codes;
 }
 
-// Rows 16 tile .. of a partial or sparse 8-bit matrix as fp32 (16, padded inputs).
+// A record as fp32 (16, 128). Returns where the next one begins.
 template <bool SIGNS>
-KERNEL void unpack_partial(const Matrix& w, long tile, float* out) {
-  const uint8_t* at = w.data + w.starts()[tile];
-  float step[16], zero[16];
-  std::memcpy(step, at, sizeof step);
-  std::memcpy(zero, at + 64, sizeof zero);
-  at += 128;
-  const long width = w.groups() * 128;
-  for (long g = 0; g < w.groups(); ++g, out += 128) {
-    if (SIGNS) {
-      unpack_plane<SIGN, 0>(at + 64, at, 128, out, width);
-      at += 64 + 256;
-    }
-    const uint8_t *masks = at, *codes = at + 256;
-    for (int r = 0; r < 16; ++r, masks += 16) {
-      float* const row = out + r * width;
-      if (!SIGNS) std::memset(row, 0, sizeof(float) * 128);
-      codes = put_marked(masks, codes, step[r], zero[r], row);
-    }
-    at = codes;
+KERNEL const uint8_t* unpack_partial_record(const uint8_t* at, const float* step, const float* zero, float* out) {
+  if (SIGNS) {
+    unpack_plane<SIGN, 0>(at + 64, at, 128, out);
+    at += 64 + 256;
+  } else {
+    std::memset(out, 0, sizeof(float) * 16 * 128);
   }
+  const uint8_t* codes = at + 256;
+  for (int r = 0; r < 16; ++r) codes = put_marked(at + 16 * r, codes, step[r], zero[r], out + 128 * r);
+  return codes;
 }
+
+// As UnpackLevels.
+template <bool SIGNS>
+struct UnpackPartial {
+  template <class Put>
+  static void tile(const Matrix& w, long tile, Put&& put) {
+    alignas(64) float block[16 * 128];
+    const uint8_t* at = w.data + w.starts()[tile];
+    float step[16], zero[16];
+    std::memcpy(step, at, sizeof step);
+    std::memcpy(zero, at + 64, sizeof zero);
+    at += 128;
+    for (long g = 0; g < w.groups(); ++g) {
+      at = unpack_partial_record<SIGNS>(at, step, zero, block);
+      for (int r = 0; r < 16; ++r) put(r, 128 * g, block + 128 * r);
+    }
+  }
+};
 
 KFN float total(F16 v) {
   float lanes[16], sum = 0;
@@ -225,31 +233,43 @@ KFN void expand_eight(const uint8_t* from, int mask, float* to) {
 #endif
 }
 
-// Rows 16 tile .. of a sparse 16-bit matrix as fp32 (16, padded inputs).
-template <int KIND>
-KERNEL void unpack_sparse(const Matrix& w, long tile, float* out) {
-  const uint8_t* at = w.data + w.starts()[tile];
-  for (long r = 16 * tile; r < 16 * tile + 16 && r < w.m; ++r)
-    for (long g = 0; g < w.groups(); ++g, out += 128) {
-      const uint8_t* const masks = at;
-      at += 16;
+// 128 inputs of a row of a sparse 16-bit matrix as fp32. Returns where the next ones begin.
+template <bool BF16>
+KERNEL const uint8_t* unpack_sparse_row(const uint8_t* at, float* out) {
+  const uint8_t* const masks = at;
+  at += 16;
 #if COMPRESSOR_LEVEL == 2
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t mask = load<uint32_t>(masks + 4 * i);
-        alignas(64) uint8_t found[64];
-        _mm512_store_si512(found, _mm512_maskz_expand_epi16(mask, loaded(at)));
-        keep(out + 32 * i, sixteen<KIND == SPARSE_BF16>(found));
-        keep(out + 32 * i + 16, sixteen<KIND == SPARSE_BF16>(found + 32));
-        at += 2 * __builtin_popcount(mask);
-      }
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t mask = load<uint32_t>(masks + 4 * i);
+    alignas(64) uint8_t found[64];
+    _mm512_store_si512(found, _mm512_maskz_expand_epi16(mask, loaded(at)));
+    keep(out + 32 * i, sixteen<BF16>(found));
+    keep(out + 32 * i + 16, sixteen<BF16>(found + 32));
+    at += 2 * __builtin_popcount(mask);
+  }
 #else
-      for (int i = 0; i < 16; ++i) {
-        expand_eight<KIND == SPARSE_BF16>(at, masks[i], out + 8 * i);
-        at += 2 * __builtin_popcount(masks[i]);
-      }
+  for (int i = 0; i < 16; ++i) {
+    expand_eight<BF16>(at, masks[i], out + 8 * i);
+    at += 2 * __builtin_popcount(masks[i]);
+  }
 #endif
-    }
+  return at;
 }
+
+// As UnpackLevels.
+template <int KIND>
+struct UnpackSparse {
+  template <class Put>
+  static void tile(const Matrix& w, long tile, Put&& put) {
+    alignas(64) float block[128];
+    const uint8_t* at = w.data + w.starts()[tile];
+    for (int r = 0; r < 16 && 16 * tile + r < w.m; ++r)
+      for (long g = 0; g < w.groups(); ++g) {
+        at = unpack_sparse_row<KIND == SPARSE_BF16>(at, block);
+        put(r, 128 * g, block);
+      }
+  }
+};
 
 // Rows of a sparse 16-bit matrix times one token of fp32 inputs (padded inputs).
 template <int KIND>

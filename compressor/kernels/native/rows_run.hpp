@@ -24,7 +24,9 @@ static void run_partial_exact(const Call& c) {
     const auto [first, last] = span(tiles, chunks, chunk);
     std::vector<float> rows(16 * padded);
     for (long tile = first; tile < last; ++tile) {
-      unpack_partial<SIGNS>(w, tile, rows.data());
+      UnpackPartial<SIGNS>::tile(w, tile, [&](int r, long input, const float* values) {
+        std::memcpy(rows.data() + r * padded + input, values, sizeof(float) * 128);
+      });
       const long count = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16;
       float y[16] = {};
       for (long t = 0; t < c.tokens; ++t) {
@@ -76,17 +78,16 @@ static void run_16(const Call& c) {
   });
 }
 
-// The matrix as rows of an output dtype; TILE makes 16 rows of fp32 with padded inputs.
-template <void (*TILE)(const Matrix&, long, float*)>
-static void unpack_tiles(const Matrix& w, char* out, int dtype, int threads) {
-  const long padded = w.kb * w.groups(), chunks = chunks_of(w.tiles(), threads);
+// The matrix as rows of an output dtype.
+template <class Unpack>
+static void unpack_all(const Matrix& w, char* out, int dtype, int threads) {
+  const long chunks = chunks_of(w.tiles(), threads);
   pool::each(chunks, threads, [&](long chunk) {
     const auto [first, last] = span(w.tiles(), chunks, chunk);
-    std::vector<float> rows(16 * padded);
-    for (long tile = first; tile < last; ++tile) {
-      TILE(w, tile, rows.data());
-      for (long row = 16 * tile; row < 16 * tile + 16 && row < w.m; ++row)
-        convert(rows.data() + (row - 16 * tile) * padded, w.n, w.factor, dtype, out + row * w.n * width(dtype));
-    }
+    for (long tile = first; tile < last; ++tile)
+      Unpack::tile(w, tile, [&](int r, long input, const float* values) {
+        const long row = 16 * tile + r, count = w.n - input < w.kb ? w.n - input : w.kb;
+        if (row < w.m) convert(values, count, w.factor, dtype, out + (row * w.n + input) * width(dtype));
+      });
   });
 }

@@ -24,8 +24,8 @@ EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|wpe|lm_head|output_projection)\.")
 MEMORY = re.compile(r"\.lin_[a-z]\w*(\.|$)")  # what linearizing adds to an attention
 # the parts of one packed matrix, as the quantizers name them: module path, then part
 PARTS = re.compile(
-    r"(?P<module>.*?)(\.weight\.|_|\.)(?P<part>qweight|qzeros|scales|g_idx|weight_packed|weight_scale\w*|weight_shape"
-    r"|weight_zero_point|weight_g_idx|weight_global_scale|input_scale|input_global_scale|blocks|SCB|weight_format"
+    r"(?P<module>.*?)(\.weight\.|_|\.)(?P<part>qweight|qzeros|scales|biases|g_idx|weight_packed|weight_scale\w*"
+    r"|weight_shape|weight_zero_point|weight_g_idx|weight_global_scale|input_scale|input_global_scale|blocks|SCB|weight_format"
     r"|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)"
 )
 SCAN_STEP = 1 << 24  # elements counted at once: bounds the mask that counting makes

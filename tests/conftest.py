@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from command_line import Command, make_command
 
 os.environ.setdefault(
     "COMPRESSOR_KERNELS", "packed"
@@ -33,6 +34,12 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with GQA and tied embeddings, with tokenizer. Not to be written to."""
     return tiny_models.save(tiny_models.random_model("llama"), tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs ``compressor`` with arguments in this process."""
+    return make_command(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command_line import Command, make_command
 from loopback import Account, Hub, serving
 
 from compressor.engine.checkpoint import resolve_model
@@ -38,12 +37,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 def token(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Sets the token of this process."""
     return lambda value: monkeypatch.setenv("HF_TOKEN", value)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``compressor`` with arguments in this process."""
-    return make_command(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

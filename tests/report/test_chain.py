@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from compressor.report.chain import chain_of, summary_of
 from compressor.report.html import render_html
+from compressor.report.numbers import ABSENT
 from compressor.report.plot_chain import chain_plots
 from compressor.report.schema import Evaluation, EvaluationRow, Report
 from compressor.report.schema_use import Exported
@@ -96,7 +97,7 @@ def test_an_export_is_as_large_as_it_lies_there(make_report: Make) -> None:
     older.exported = Exported(form="dense", file_bytes=1_900_000, exact=True)
     second = run(make_report, "plain", 1_900_000, 500_000, [], older)
     page = render_html(second)
-    assert "1.80\u00a0MB → 1.90\u00a0MB" in page and "– in linears, – in the model" in page
+    assert "1.80\u00a0MB → 1.90\u00a0MB" in page and f"{ABSENT} in linears, {ABSENT} in the model" in page
     chain = chain_of(second)
     assert chain is not None
     assert [(link.bytes, link.bits_linears) for link in chain.links[-2:]] == [(1_900_000, None), (500_000, 9.0)]

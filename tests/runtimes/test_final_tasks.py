@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Command, make_command
-from foreign import need_package
+from command_line import Command
 from questions import harness_task, sequences, write
 
 from compressor.errors import UserError
@@ -22,17 +21,9 @@ from compressor.run.session import Options
 from compressor.run.stream import compress, foresee
 from compressor.run.whole import Found
 
+pytestmark = pytest.mark.usefixtures("harness")
+
 RTN = ("--method", "rtn", "--bits", 3, "--group", 32, "--asymmetric")
-
-
-@pytest.fixture(autouse=True)
-def harness() -> None:
-    need_package("lm_eval")
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 def recipe(**evaluation: Any) -> Any:

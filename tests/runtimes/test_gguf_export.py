@@ -195,6 +195,7 @@ def test_the_report_and_the_licence_come_along(tmp_path: Path, calibration: Path
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     size = next((tmp_path / "out").glob("*.gguf")).stat().st_size
     assert report["exported"]["form"] == "gguf Q4_0" and report["exported"]["file_bytes"] == size
+    assert report["exported"]["bits_per_weight_linears"] == 4.5
     assert (tmp_path / "out" / "LICENSE").read_text() == "free"
     assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
 

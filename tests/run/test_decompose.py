@@ -238,7 +238,7 @@ def test_joint_products_copied_and_merged(half: Path, calibration: Path, tmp_pat
         assert not torch.equal(model(input_ids=ids, use_cache=False).logits, wanted)
         merged = twin.dequantize()
         assert torch.allclose(merged(input_ids=ids, use_cache=False).logits, wanted, atol=0.05)
-    export_dense(str(out), tmp_path / "plain")
+    export_dense(str(out), tmp_path / "plain", verify=False)
     assert torch.allclose(tiny_models.stock_logits(tmp_path / "plain", ids), wanted, atol=0.05)
 
 

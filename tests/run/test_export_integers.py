@@ -95,7 +95,7 @@ def test_gptq_of_one_plane_of_trits(tmp_path: Path) -> None:
 def test_mlx(dtype: torch.dtype, tmp_path: Path) -> None:
     source = integer_models.source(tmp_path / "source", dtype=dtype)
     packed = repacked.repack(source, tmp_path / "packed", integer_models.mixed)
-    done = export_mlx(str(packed), tmp_path / "out")
+    done = export_mlx(str(packed), tmp_path / "out", verify=False)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == "llama" and config["quantization"] == config["quantization_config"]
     assert config["rope_theta"] == 10000.0
@@ -124,7 +124,7 @@ def test_mlx_keeps_integers_of_embeddings(calibration: Path, tmp_path: Path) -> 
     source = integer_models.source(tmp_path / "source")
     stage = {"quantize": {"method": "rtn", "bits": 4, "group": 64, "embeddings": 8}}
     tiny_models.run_recipe(tiny_models.recipe_for(calibration, stage), source, tmp_path / "packed")
-    assert export_mlx(str(tmp_path / "packed"), tmp_path / "out").matrices == 15
+    assert export_mlx(str(tmp_path / "packed"), tmp_path / "out", verify=False).matrices == 15
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     place = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]["model.embed_tokens"]
     want = opened(tmp_path / "packed").read("model.embed_tokens.weight").double()

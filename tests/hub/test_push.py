@@ -60,6 +60,20 @@ def test_a_log_gets_no_bars(hub: Hub, made: Path, tmp_path: Path) -> None:
         assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.stdout)
 
 
+def test_a_narrow_table_loses_nothing(hub: Hub, made: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in a table as wide as COLUMNS says; address and command in one piece, to be copied."""
+    monkeypatch.setenv("COLUMNS", "32")
+    shown = command("push", made, "me/with-a-name-that-is-rather-long").out
+    assert "\x1b" not in shown
+    table = shown[: shown.index("\n\n")].splitlines()
+    rule = next(place for place, line in enumerate(table) if line.startswith("──"))
+    names = {name for line in table[rule + 1 :] if (name := line.split()[0])}
+    assert names >= {file.name for file in made.iterdir() if len(file.name) < 20}
+    assert all(len(line) <= 32 for line in table)
+    assert f"\n{hub.url}/me/with-a-name-that-is-rather-long\n" in shown
+    assert 'AutoModelForCausalLM.from_pretrained("me/with-a-name-that-is-rather-long")\n' in shown
+
+
 def test_there_and_back(hub: Hub, made: Path, command: Command, tmp_path: Path) -> None:
     """Uploaded, and loaded by its name in a fresh process, it computes the same."""
     before = {file.name: file.read_bytes() for file in made.iterdir()}

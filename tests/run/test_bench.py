@@ -25,14 +25,8 @@ from compressor.run.progress import Voice
 
 TRITS = {"quantize": {"method": "trit-planes", "planes": 2, "group": 32}}
 needs_kernels = pytest.mark.skipif(native() is None or not native().best, reason="no kernels")  # type: ignore[union-attr]
+pytestmark = pytest.mark.usefixtures("little_memory")
 SHORT: dict[str, Any] = {"contexts": (0, 8), "steps": 3, "device": "cpu"}
-
-
-@pytest.fixture(autouse=True)
-def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from compressor.run import bench_measure
-
-    monkeypatch.setattr(bench_measure, "PASSED", 1 << 22)
 
 
 @pytest.fixture(scope="module")

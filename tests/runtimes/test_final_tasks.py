@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from command_line import Command
+from killing import Killed
 from questions import harness_task, sequences, stories, write
 
 from compressor.errors import UserError
@@ -78,9 +79,6 @@ def test_answers_are_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.Mon
     """Killed while the base answers its second task: only that one is left, and a task that was added."""
     files = [str(write(tmp_path / f"{name}.jsonl", sequences(count))) for name, count in (("a", 4), ("b", 5), ("c", 6))]
     whole = compress(recipe(tasks=files[:2]), "embedded", Options(tmp_path / "whole")).tasks
-
-    class Killed(BaseException):
-        pass
 
     saved: list[str] = []
     real = tasks.Kept

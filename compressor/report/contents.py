@@ -255,7 +255,9 @@ def _foreign_items(checkpoint: Checkpoint, storage: Storage, rest: dict[str, Ten
         main = next((parts[part] for part in parts if part in MAIN), None)
         if main is None:
             continue
-        shape, bits = _unpacked_shape(main, storage), storage.bits
+        own = (checkpoint.config.get("quantization") or {}).get(module)  # MLX: where a matrix has other bits
+        bits = own["bits"] if isinstance(own, dict) and isinstance(own.get("bits"), int) else storage.bits
+        shape = _unpacked_shape(main, replace(storage, bits=bits))
         if (stored := parts.get("weight_shape")) is not None:  # compressed-tensors: the exact shape, and so the bits
             shape = tuple(int(side) for side in checkpoint.read(stored.name).tolist())
             bits = main.shape[-1] * main.dtype.itemsize * 8 // shape[-1] if shape[-1] else bits

@@ -253,8 +253,13 @@ def test_encoder_decoder_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_foreign_quantized_checkpoints_are_refused(folder: Path) -> None:
+    """By the name that they give themselves; MLX gives none, and is known by another key."""
     reconfigure(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    refused(folder, "gptq", "unquantized")
+    refused(folder, "(gptq)", "give the folder or model it was made from")
+    reconfigure(folder, quantization_config={"bits": 4, "mode": "affine"})
+    refused(folder, "(?)")
+    reconfigure(folder, quantization={"bits": 4, "mode": "affine"})
+    refused(folder, "(mlx)")
     reconfigure(folder, quantization_config=[])
     refused(folder)
 
@@ -264,3 +269,8 @@ def test_remote_code_is_not_run_unless_allowed(folder: Path, tmp_path: Path) -> 
     reconfigure(folder, model_type="novel", auto_map={"AutoConfig": "remote.C", "AutoModelForCausalLM": "remote.M"})
     refused(folder, "--trust-remote-code")
     assert not (tmp_path / "witness").exists()
+
+
+def test_gguf_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4_0.gguf").write_bytes(b"GGUF")
+    refused(tmp_path, "holds gguf (model-Q4_0.gguf)", "give the folder or model it was made from")

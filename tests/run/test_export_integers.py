@@ -20,6 +20,7 @@ from torch import Tensor
 from compressor.engine.checkpoint import open_checkpoint
 from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.errors import UserError
+from compressor.report.contents import read_contents
 from compressor.run.export_compressed_tensors import export_compressed_tensors
 from compressor.run.export_gptq import export_gptq
 from compressor.run.export_mlx import export_mlx
@@ -115,6 +116,11 @@ def test_mlx(dtype: torch.dtype, tmp_path: Path) -> None:
         else:
             step = tensors[f"{module}.scales"].float().abs().max()
             assert 0 < (value.float() - want.float()).abs().max() < 0.1 * step
+    contents, before = read_contents(tmp_path / "out"), read_contents(source)
+    assert contents.storage.method == "mlx" and contents.parameters == before.parameters
+    shapes = {item.name: item.shape for item in before.items}
+    assert all(shapes[item.name.removesuffix(".weight") + ".weight"] == item.shape for item in contents.items)
+    assert contents.container_bytes < 10_000
     notes = "; ".join(done.notes)
     assert "2 pruned matrices are stored dense" in notes and ("are rounded to bfloat16" in notes) is not done.exact
     assert ("no 7 bits" in notes) is (dtype == torch.bfloat16)

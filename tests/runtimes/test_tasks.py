@@ -280,6 +280,7 @@ def test_into_report_and_card_of_an_export(command: Command, packed: Path, tmp_p
     assert command("evaluate", plain, "--tasks", again, "--into-report").err == ""
     second = (plain / "README.md").read_text(encoding="utf-8")
     assert "| next | acc |" in second and "| next, before" not in second
+    assert "; but the tasks were answered by what lies here." in second
     assert not (plain / "report.html").exists(), "an export has no page"
     (plain / "README.md").write_text(second + "By hand.\n", encoding="utf-8")
     assert "README.md was edited by hand" in command("evaluate", plain, "--tasks", file, "--into-report").err

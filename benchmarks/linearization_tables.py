@@ -14,8 +14,6 @@ Results = Sequence[dict[str, Any]]
 TARGETS = {0.25: 0.05, 0: 0.10}
 """Share of layers kept -> the most that perplexity may rise at the smoke budget."""
 
-CHANCE = 1 / 32
-
 
 def linearization_section(
     results: Results, tokens: int, methods: Sequence[str] = (), models: Sequence[str] = ()

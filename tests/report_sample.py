@@ -37,8 +37,8 @@ def _stage(label: str, number: int) -> StageResult:
     )
 
 
-def full_report(blocks: int = 3, *, linearized: bool = False) -> Report:
-    """Every optional field is set but the linearization, every list has an entry."""
+def full_report(blocks: int = 3, *, linearized: bool = False, exported: bool = False) -> Report:
+    """Every optional field is set but those of linearized models and of exports, every list has an entry."""
     names = [f"model.layers.{block}.{part}" for block in range(blocks) for part in ("self_attn.q_proj", "mlp.up_proj")]
     layers = [
         Layer(
@@ -228,10 +228,19 @@ def full_report(blocks: int = 3, *, linearized: bool = False) -> Report:
         exported=Exported(
             form="gguf Q4_0",
             file_bytes=345_678,
+            disk_bytes=350_000,
+            bits_per_weight_linears=4.5,
+            bits_per_weight_model=5.1,
             exact=False,
             notes=["lm_head is rounded to 8 bits"],
-            files=["toy-Q4_0.gguf"],
-        ),
+            files=["report.json", "toy-Q4_0.gguf"],
+            source="toy-pruned",
+            made_for="For llama.cpp.",
+            library="transformers",
+            tag="gguf",
+        )
+        if exported
+        else None,
         stages=[_stage("sparsegpt 50 %", 1), _stage("rtn 4 bits", 2)],
         history=[
             EarlierRun(

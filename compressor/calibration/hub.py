@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from compressor.calibration.rows import Row
 from compressor.calibration.spec import SourceSpec
 from compressor.errors import UserError
+
+log = logging.getLogger("compressor.hub")
+"""Says what is read; the command line shows it where output is a log."""
 
 
 def stream_rows(spec: SourceSpec) -> Iterator[Row]:
@@ -21,6 +25,7 @@ def stream_rows(spec: SourceSpec) -> Iterator[Row]:
 
         # asked first because it fails at once without a network, where datasets tries again for half a minute
         HfApi().dataset_info(spec.path, revision=spec.revision, timeout=20)
+        log.info(f"reading {spec.name} from the hub: {spec.path}@{spec.revision or 'main'}, as far as it is needed")
         rows = load_dataset(
             spec.path,
             name=spec.config,

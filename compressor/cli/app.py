@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Annotated
 
 import typer
@@ -68,9 +71,11 @@ def main() -> None:
     drawn = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     for name, value in library_defaults(words, drawn).items():
         os.environ.setdefault(name, value)
+    told = not drawn and not {"-q", "--quiet"} & set(words)
     sys.argv = [sys.argv[0], *(words or ["--help"])]
     try:
-        code = app(standalone_mode=False, prog_name="compressor")
+        with downloads_told() if told else nullcontext():
+            code = app(standalone_mode=False, prog_name="compressor")
     except Exception as error:
         message = _complaint(error)
         if debug or message is None:
@@ -93,6 +98,21 @@ def library_defaults(words: list[str], drawn: bool) -> dict[str, str]:
     if not drawn:  # a log is no place for their bars
         found |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     return found
+
+
+@contextmanager
+def downloads_told() -> Iterator[None]:
+    """Within, what is fetched from a hub is told on standard error, for want of bars."""
+    log, handler = logging.getLogger("compressor.hub"), logging.StreamHandler(sys.stderr)
+    level, log.propagate = log.level, False  # else a library that logs to the terminal says it again
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = True
 
 
 def _complaint(error: Exception) -> str | None:

@@ -100,7 +100,7 @@ def evaluate(
         answers = run_tasks(model, tasks, limit=limit, shots=num_fewshot, batch=batch_size, **common)
         if note is not None:
             for name in note(answers):
-                voice.warn(f"{name} was edited by hand, and left as it is")
+                voice.warn(f"{name} was edited by hand, or written by another version, and left as it is")
     result: list[dict[str, Any]] = []
     if text or not tasks:
         texts = tuple(text or ())

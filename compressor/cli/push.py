@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from compressor.cli.common import Json, Quiet, print_json
-from compressor.cli.tables import printable
+from compressor.cli.tables import add_row, new_table, printable, say, wide_console
 
 if TYPE_CHECKING:
     from compressor.run.push import Prepared, Pushed
@@ -82,17 +82,18 @@ def show_files(prepared: Prepared, private: bool) -> None:
     """What goes where."""
     from compressor.report.numbers import bytes_text
 
+    console = wide_console()
     kind = f"new, {'private' if private else 'public'}" if prepared.new else "there already"
-    total = sum(piece.size for piece in prepared.pieces)
-    typer.echo(printable(f"{prepared.model} on {prepared.endpoint} ({kind})"))
-    width = max(len(piece.name) for piece in prepared.pieces)
+    table = new_table(printable(f"{prepared.model} on {prepared.endpoint} ({kind})"), ("file",), ("size",))
     for piece in prepared.pieces:
-        typer.echo(printable(f"  {piece.name:{width}}  {bytes_text(piece.size):>9}"))
+        add_row(table, piece.name, bytes_text(piece.size))
+    console.print(table)
     for name in prepared.stale:
-        typer.echo(printable(f"  {name}: only on the hub, is removed"))
-    typer.echo(f"{len(prepared.pieces)} files, {bytes_text(total)}; no secrets, no paths, complete")
+        say(console, f"  {name}: only on the hub, is removed")
+    total = bytes_text(sum(piece.size for piece in prepared.pieces))
+    say(console, f"{len(prepared.pieces)} files, {total}; no secrets, no paths, complete")
     for doubt in prepared.doubts:
-        typer.echo(printable(f"note: {doubt}"))
+        say(console, f"note: {doubt}")
 
 
 def show_end(prepared: Prepared, pushed: Pushed | None) -> None:
@@ -100,18 +101,20 @@ def show_end(prepared: Prepared, pushed: Pushed | None) -> None:
     from compressor.engine.hub_names import HUGGING_FACE
     from compressor.run.push import load_command
 
+    console = wide_console()
     if pushed is None:
         already = "the hub holds all of it already" if prepared.done else "nothing was uploaded"
-        typer.echo(f"dry run: {already}")
+        say(console, f"dry run: {already}")
         return
     done = "uploaded" if pushed.uploaded else "nothing to upload"
-    typer.echo(f"{done}; the hub holds these {len(prepared.pieces)} files, compared by their hashes")
-    typer.echo(printable(pushed.url))
+    say(console, f"{done}; the hub holds these {len(prepared.pieces)} files, compared by their hashes")
+    to_copy = [pushed.url]
     command = load_command(prepared)
     if command is not None and not pushed.proposed:
-        if prepared.endpoint != HUGGING_FACE:
-            typer.echo(f"\n# with HF_ENDPOINT={prepared.endpoint}", nl=False)
-        typer.echo(f"\n{command}")
+        elsewhere = prepared.endpoint != HUGGING_FACE
+        to_copy += ["", *([f"# with HF_ENDPOINT={prepared.endpoint}"] if elsewhere else []), *command.splitlines()]
+    for line in to_copy:
+        console.print(printable(line), soft_wrap=True)  # in one piece
 
 
 def push_json(prepared: Prepared, pushed: Pushed | None) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from compressor.cli.tables import add_row, new_table, print_facts, printable, say, wide_console
-from compressor.cli.task_tables import print_tasks
+from compressor.cli.task_tables import print_foreseen_tasks, print_tasks
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.report.numbers import bytes_text, percent, significant
 from compressor.report.schema import Report
@@ -50,6 +51,7 @@ def plan_json(plan: Plan, model: str) -> dict[str, Any]:
         "logits_bytes": plan.logits_bytes,
         "loads_with": list(LOADS_WITH[plan.container]),
         "carried_over": list(skeleton.extra),
+        "tasks": [asdict(task) for task in plan.tasks],
         "advice": linear_advice(plan.recipe.stages, skeleton),
         "violations": list(plan.violations),
     }
@@ -86,6 +88,8 @@ def print_plan(plan: Plan, model: str) -> None:
         "calibration": f"{facts['calibration_tokens']:,} tokens" if facts["calibration_tokens"] else "none needed",
         "loads with": "; ".join(facts["loads_with"]),
     }
+    if plan.tasks:
+        print_foreseen_tasks(console, plan.tasks)
     if facts["carried_over"]:
         told["carried over"] = f"{len(facts['carried_over'])} tensors the model does not know"
     print_facts(console, told)

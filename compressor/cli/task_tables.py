@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Console
+
 from compressor.cli.tables import add_row, new_table, say, wide_console
 from compressor.report.numbers import ABSENT, percent, significant
 from compressor.report.schema_use import TaskResult
 from compressor.report.sentences import members_told
+from compressor.run.task_plan import ForeseenTask
 
 
 def print_tasks(results: Sequence[TaskResult]) -> None:
@@ -40,6 +43,31 @@ def print_tasks(results: Sequence[TaskResult]) -> None:
             told.setdefault(result.verdict, []).append(f"{result.task} {result.metric}")
     for verdict, names in told.items():
         say(console, f"{', '.join(names)}: {verdict}")
+
+
+def print_foreseen_tasks(console: Console, tasks: Sequence[ForeseenTask]) -> None:
+    """Print what will be asked at the end of a run."""
+    title = f"tasks, answered by result and source at the end (lm-eval {tasks[0].harness})"
+    table = new_table(title, ("task", "asked"), ("examples", "questions", "requests"))
+    for task in tasks:
+        add_row(
+            table,
+            task.name,
+            task.what,
+            "its own" if task.shots is None else str(task.shots),
+            _asked(task),
+            ABSENT if task.requests is None else f"{task.requests:,}",
+        )
+    console.print(table)
+    say(console, "requests: answers that each of the two models gives", "dim")
+    console.print()
+
+
+def _asked(task: ForeseenTask) -> str:
+    """How many questions, of how many."""
+    if task.total is None:
+        return "all" if task.limit is None else f"first {task.limit:,}"
+    return f"{task.total:,}" if task.limit is None or task.limit >= task.total else f"{task.limit:,}/{task.total:,}"
 
 
 def _score(result: TaskResult, value: float | None) -> str:

@@ -116,6 +116,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         UserError: not a model folder, a missing shard, an index that names files outside the folder, a corrupt or
             truncated file, or a tensor named twice.
     """
+    if not (folder / "config.json").exists() and (gguf := next(folder.glob("*.gguf"), None)) is not None:
+        raise UserError(f"{folder} holds gguf ({gguf.name})", fix="give the folder or model it was made from")
     config = _read_json(folder / "config.json", "not a model folder: it has no config.json")
     indexes = sorted(folder.glob("*.safetensors.index.json"), key=lambda file: file.name != STANDARD + ".index.json")
     index = None if (folder / STANDARD).is_file() else next(iter(indexes), None)  # where transformers looks first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,14 @@ from compressor.engine.hub_names import HUGGING_FACE, HubName
 from compressor.engine.output import LICENCES
 from compressor.errors import UserError
 
+log = logging.getLogger("compressor.hub")
+"""Says what is fetched; the command line shows it where the client's bars are not drawn."""
+
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CHECKSUMS = "SHA256SUMS"
 """File beside the weights with their SHA-256, as ``sha256sum`` writes and checks it."""
+
+UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 WANTED = (
     "*.json", "*.safetensors", "*.model", "*.txt", "*.md", "*.jinja", "*.py", "*.tiktoken", "*.yaml",
@@ -40,6 +46,8 @@ def fetch(model: HubName) -> Path:
 
         blobs = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=model.id, repo_type="model") / "blobs"
         before = {blob.name for blob in blobs.iterdir()} if blobs.is_dir() else set()
+        if log.isEnabledFor(logging.INFO):
+            _tell(model, blobs.parent, before)
         folder = Path(snapshot_download(model.id, revision=model.revision, allow_patterns=list(WANTED)))
     _check_fetched(folder, before, model)
     if not any(folder.glob("*.safetensors")):
@@ -48,6 +56,30 @@ def fetch(model: HubName) -> Path:
             fix=f"`hf download {model.id}` and give the folder it names: plain tensors in .bin files are read there",
         )
     return folder
+
+
+def _tell(model: HubName, cache: Path, blobs: set[str]) -> None:
+    """Log what of a model is not in the ``cache`` yet; where that cannot be known, or is nothing, nothing."""
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import filter_repo_objects
+
+    try:
+        info = HfApi().model_info(model.id, revision=model.revision, files_metadata=True)
+    except (OSError, ValueError, httpx2.HTTPError):
+        return  # the download meets the same and says it, or makes do with the cache
+    snapshot = cache / "snapshots" / str(info.sha)
+    files = {file.rfilename: file for file in info.siblings or []}
+    sizes = [
+        files[name].size or 0
+        for name in filter_repo_objects(files, allow_patterns=list(WANTED))
+        if (files[name].lfs.sha256 if files[name].lfs else files[name].blob_id) not in blobs
+        and not (snapshot / name).exists()
+    ]
+    if sizes:
+        unit, name = next((pair for pair in UNITS if sum(sizes) >= pair[0]), UNITS[-1])
+        files_told = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
+        log.info(f"fetching {model.id}@{model.revision or 'main'}: {files_told}, {sum(sizes) / unit:.3g} {name}")
 
 
 def find_cached(model: HubName) -> Path | None:

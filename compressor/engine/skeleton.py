@@ -178,9 +178,10 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
             return CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
         if stored.get("quantization_config"):
             if not is_group_int(stored["quantization_config"]):
+                named = stored["quantization_config"].get("quant_method")
+                named = named or ("mlx" if "quantization" in stored else "?")
                 raise UserError(
-                    f"{folder.name} is already quantized ({stored['quantization_config'].get('quant_method', '?')})",
-                    fix="start from the unquantized checkpoint",
+                    f"{folder.name} is already quantized ({named})", fix="give the folder or model it was made from"
                 )
             plain = source_config(stored)
             return CONFIG_MAPPING[plain["model_type"]].from_dict(plain)

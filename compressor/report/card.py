@@ -8,64 +8,59 @@ from typing import Any
 
 from compressor.report.card_front import front_matter, front_matter_of
 from compressor.report.environment import environment, yaml_text
+from compressor.report.footprint import footprint
 from compressor.report.linear_page import linear_page
 from compressor.report.numbers import bytes_text
 from compressor.report.schema import Report
+from compressor.report.schema_use import Exported
 from compressor.report.sentences import headline, what_was_done
 
 TOLD = ("weight", "samples", "documents", "sampling", "revision", "licence", "text_sha256")
 PLAIN = frozenset({"dense", "bfloat16", "float16", "float32", "float64"})
 """Formats that any runtime reads."""
 
+WEIGHTS = (".safetensors", ".gguf")
+
 
 def model_card(report: Report, source_card: str | None = None) -> str:
-    """Render the card.
+    """Render the card, of an export or of what a run wrote.
 
     Args:
-        source_card: text of the source model's card; licence, languages and gating are inherited from it. Without one
-            the card names no licence, because we do not know it.
+        source_card: text of the card of the model, or folder, it was made from; licence, languages and gating are
+            inherited from it. Without one the card names no licence, because we do not know it.
     """
     inherited = front_matter_of(source_card)
-    linear = linear_page(report.linearization)
+    shared = _shared(report, inherited)
+    body = _body(report, shared) if report.exported is None else _export_body(report.exported, shared)
+    return f"---\n{yaml_text(front_matter(report, inherited))}---\n\n{body}"
+
+
+def files_told(names: Sequence[str]) -> str:
+    """Weight files in a few words, in Markdown."""
+    return f"`{names[0]}`" if len(names) == 1 else f"{len(names)} weight files"
+
+
+def _body(report: Report, shared: dict[str, Any]) -> str:
+    linear = shared["linear"]
     packed = any(layer.format not in PLAIN for layer in report.layers)
-    body = (
+    return (
         environment()
         .get_template("card.md.j2")
         .render(
-            **_shared(report, inherited),
+            **shared,
             packed=packed,
             own_code=(packed and not _integers(report)) or (linear is not None and linear.linearization.own_code),
             kind="linearized" if linear else "compressed" if packed else "pruned",
             size_rows=_size_rows(report),
         )
     )
-    return f"---\n{yaml_text(front_matter(report, inherited))}---\n\n{body}"
 
 
-def export_card(
-    report: Report, source_card: str | None, *, name: str, files: Sequence[str], made_for: str, front: dict[str, Any]
-) -> str:
-    """Render the card of an export, whose report has `exported` filled in.
-
-    Args:
-        source_card: text of the card of the folder it was made from.
-        name: of that folder.
-        files: names of the weight files.
-        made_for: how to load it in what it was not tried with, in Markdown.
-        front: what stands at its head.
-    """
-    body = (
-        environment()
-        .get_template("card_export.md.j2")
-        .render(
-            **_shared(report, front_matter_of(source_card)),
-            exported=report.exported,
-            name=name,
-            files=f"`{files[0]}`" if len(files) == 1 else f"{len(files)} weight files",
-            made_for=made_for,
-        )
+def _export_body(exported: Exported, shared: dict[str, Any]) -> str:
+    weights = [name for name in exported.files if name.endswith(WEIGHTS)]
+    return (
+        environment().get_template("card_export.md.j2").render(**shared, exported=exported, files=files_told(weights))
     )
-    return f"---\n{yaml_text(front)}---\n\n{body}"
 
 
 def _shared(report: Report, inherited: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +69,7 @@ def _shared(report: Report, inherited: dict[str, Any]) -> dict[str, Any]:
     return {
         "report": report,
         "headline": headline(report),
+        "left": footprint(report),
         "done": what_was_done(report),
         "linear": linear_page(report.linearization),
         "licence": inherited.get("license"),

@@ -52,7 +52,15 @@ def front_matter(report: Report, inherited: dict[str, Any]) -> dict[str, Any]:
     front["library_name"] = "transformers"
     front["pipeline_tag"] = inherited.get("pipeline_tag", "text-generation")
     front["tags"] = tags(report, inherited)
-    return front
+    return front if report.exported is None else with_form(front, report.exported.library, report.exported.tag)
+
+
+def with_form(front: dict[str, Any], library: str | None, tag: str | None) -> dict[str, Any]:
+    """The same with what an export is: the library that loads it, and the hub's tag for its form; None: has none."""
+    kept = {key: value for key, value in front.items() if key not in ("library_name", "tags")}
+    named = {} if library is None else {"library_name": library}
+    more = [] if tag is None or tag in front["tags"] else [tag]
+    return {**kept, **named, "tags": [*front["tags"], *more]}
 
 
 def base_model(report: Report, inherited: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compressor.report.comparable import comparable_key, token_hash
+from compressor.report.footprint import footprint
 from compressor.report.numbers import NBSP, change, percent, significant
 from compressor.report.schema import Evaluation, EvaluationRow, Report
 from compressor.report.schema_chain import EarlierRun
@@ -38,7 +39,7 @@ class Link:
     run: EarlierRun | None
     bytes: int
     bits_linears: float | None
-    bits_model: float
+    bits_model: float | None
     sparsity: float | None
     scores: list[Score | None]
 
@@ -78,19 +79,20 @@ def summary_of(report: Report) -> EarlierRun:
     """What later runs remember of this one."""
     weights = sum(layer.shape[0] * layer.shape[1] for layer in report.layers)
     zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in report.layers)
-    size = report.size
+    size, left = report.size, footprint(report)
+    done = " + ".join(stage.label for stage in report.stages) or what_was_done(report)
     return EarlierRun(
         source=report.model.source,
-        label=" + ".join(stage.label for stage in report.stages) or what_was_done(report),
+        label=done if report.exported is None else f"{done}; exported as {report.exported.form}",
         stages=report.stages if len(report.stages) > 1 else [],
         version=report.tool.version,
         command=report.tool.command,
         started=report.tool.started,
         seconds=report.tool.seconds,
         source_bytes=size.source_bytes,
-        output_bytes=size.output_bytes,
-        bits_per_weight_linears=size.bits_per_weight_linears,
-        bits_per_weight_model=size.bits_per_weight_model,
+        output_bytes=left.weight_bytes,
+        bits_per_weight_linears=left.bits_linears,
+        bits_per_weight_model=left.bits_model,
         source_bits_per_weight=size.source_bits_per_weight,
         sparsity=zeros / weights if weights else 0.0,
         evaluation=[

@@ -5,16 +5,19 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from compressor.engine.checkpoint import EMBEDDED, resolve_model
 from compressor.engine.hub_names import commit_of, parse_name
 from compressor.errors import UserError
+from compressor.report.card import WEIGHTS
 from compressor.report.comparable import NOT_IDENTITY, comparable_key, token_hash
 from compressor.report.contents import ABOUT, read_contents
 from compressor.report.files import REPORT, read_report
+from compressor.report.footprint import Footprint, footprint
+from compressor.report.gguf_contents import gguf_in, read_gguf
 from compressor.report.schema import EvaluationRow, Report
 
 COUNTED = frozenset({"sha256", "tokens_in_text", "tokens_dropped"})
@@ -28,7 +31,7 @@ class Entry:
     label: str
     path: Path
     weight_bytes: int
-    disk_bytes: int
+    disk_bytes: int | None
     bits_linears: float | None
     bits_model: float | None
     source: str | None
@@ -101,11 +104,11 @@ def _entry(path: Path, label: str) -> Entry:
         path = resolve_model(EMBEDDED)
     if path.is_file():
         report = read_report(path)
-        return _from_report(path, label, report, report.size.output_bytes, report.size.disk_bytes)
+        return _from_report(path, label, report, footprint(report))
     if not path.is_dir():
         raise UserError(f"{str(path)!r} does not exist", fix="give a model folder or a report.json")
     if not (path / REPORT).is_file():
-        contents = read_contents(path)
+        contents = read_contents(path) if (packed := gguf_in(path)) is None else read_gguf(packed)
         linears = contents.bits("compressed linears", "kept linears")
         return Entry(
             label,
@@ -114,25 +117,25 @@ def _entry(path: Path, label: str) -> Entry:
             contents.disk_bytes,
             linears,
             contents.bits(),
-            contents.folder.name,
+            path.resolve().name,
             None,
         )
     report = read_report(path)
     files = [file for file in path.iterdir() if file.is_file() and file.name not in ABOUT]
-    weights = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
-    disk = sum(file.stat().st_size for file in files)
-    return _from_report(path, label, report, weights or report.size.output_bytes, disk or report.size.disk_bytes)
+    weights = sum(file.stat().st_size for file in files if file.suffix in WEIGHTS)
+    disk, left = sum(file.stat().st_size for file in files), footprint(report)
+    found = replace(left, weight_bytes=weights or left.weight_bytes, disk_bytes=disk or left.disk_bytes)
+    return _from_report(path, label, report, found)
 
 
-def _from_report(path: Path, label: str, report: Report, weights: int, disk: int) -> Entry:
-    size = report.size
+def _from_report(path: Path, label: str, report: Report, left: Footprint) -> Entry:
     return Entry(
         label,
         path,
-        weights,
-        disk,
-        size.bits_per_weight_linears,
-        size.bits_per_weight_model,
+        left.weight_bytes,
+        left.disk_bytes,
+        left.bits_linears,
+        left.bits_model,
         report.model.source,
         report,
     )
@@ -155,6 +158,8 @@ def compare_texts(entries: Sequence[Entry]) -> list[Group]:
                 group.lines.append(Line(_line_label(entry, row), entry.label, row))
             if text.in_domain:
                 group.doubts.append(f"{entry.label} was calibrated on this kind of text: flattering")
+            if entry.report and entry.report.exported and not entry.report.exported.exact:
+                group.doubts.append(f"{entry.label} was measured before its export rounded some values once more")
             if not token_hash(text):
                 group.doubts.append(f"{entry.label} recorded no hash of the tokens: the texts may differ")
     for key, group in groups.items():
@@ -206,7 +211,7 @@ def missing_commands(entries: Sequence[Entry]) -> list[tuple[str, str]]:
     base = sources[0] if sources else "BASE"
     commands = []
     for entry in entries:
-        if not (entry.report and entry.report.evaluation):
+        if not (entry.report and entry.report.evaluation) and gguf_in(entry.path) is None:  # which we do not run
             against = (entry.source if entry.report else base) or base
             itself = against == entry.label
             words = ["compressor", "evaluate", str(entry.path), *([] if itself else ["--against", against])]

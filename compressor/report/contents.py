@@ -24,8 +24,8 @@ EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|wpe|lm_head|output_projection)\.")
 MEMORY = re.compile(r"\.lin_[a-z]\w*(\.|$)")  # what linearizing adds to an attention
 # the parts of one packed matrix, as the quantizers name them: module path, then part
 PARTS = re.compile(
-    r"(?P<module>.*?)(\.weight\.|_|\.)(?P<part>qweight|qzeros|scales|g_idx|weight_packed|weight_scale\w*|weight_shape"
-    r"|weight_zero_point|weight_g_idx|weight_global_scale|input_scale|input_global_scale|blocks|SCB|weight_format"
+    r"(?P<module>.*?)(\.weight\.|_|\.)(?P<part>qweight|qzeros|scales|biases|g_idx|weight_packed|weight_scale\w*"
+    r"|weight_shape|weight_zero_point|weight_g_idx|weight_global_scale|input_scale|input_global_scale|blocks|SCB|weight_format"
     r"|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)"
 )
 SCAN_STEP = 1 << 24  # elements counted at once: bounds the mask that counting makes
@@ -255,7 +255,9 @@ def _foreign_items(checkpoint: Checkpoint, storage: Storage, rest: dict[str, Ten
         main = next((parts[part] for part in parts if part in MAIN), None)
         if main is None:
             continue
-        shape, bits = _unpacked_shape(main, storage), storage.bits
+        own = (checkpoint.config.get("quantization") or {}).get(module)  # MLX: where a matrix has other bits
+        bits = own["bits"] if isinstance(own, dict) and isinstance(own.get("bits"), int) else storage.bits
+        shape = _unpacked_shape(main, replace(storage, bits=bits))
         if (stored := parts.get("weight_shape")) is not None:  # compressed-tensors: the exact shape, and so the bits
             shape = tuple(int(side) for side in checkpoint.read(stored.name).tolist())
             bits = main.shape[-1] * main.dtype.itemsize * 8 // shape[-1] if shape[-1] else bits

@@ -31,7 +31,8 @@ def write_report(report: Report, folder: Path | str, *, source_card: str | None 
 def update_report(report: Report, folder: Path | str) -> list[str]:
     """Write a report that has grown over the one in ``folder``; card and page follow. Each file is replaced whole.
 
-    A card that a person has edited is left as it is, since there is no telling what it should become.
+    A card that a person has edited is left as it is, since there is no telling what it should become. An export has no
+    page, and gets none.
 
     Returns:
         Names of the files that were left as they are.
@@ -45,7 +46,8 @@ def update_report(report: Report, folder: Path | str) -> list[str]:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     ours = text is None or text == model_card(old, text)  # licence and languages stand in its own head by now
     write_atomically(folder / REPORT, report.model_dump_json(indent=1) + "\n")
-    write_atomically(folder / "report.html", render_html(report))
+    if report.exported is None:
+        write_atomically(folder / "report.html", render_html(report))
     if ours:
         write_atomically(card, model_card(report, text))
     return [] if ours else [card.name]

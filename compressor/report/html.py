@@ -8,6 +8,7 @@ from statistics import median
 from compressor.report.chain import chain_of
 from compressor.report.differences import Marked, marked
 from compressor.report.environment import environment
+from compressor.report.footprint import footprint
 from compressor.report.kinds import kinds
 from compressor.report.linear_page import linear_page
 from compressor.report.plot_chain import chain_plots
@@ -77,6 +78,7 @@ def render_html(report: Report) -> str:
             report=report,
             headline=headline(report),
             done=what_was_done(report),
+            left=footprint(report),
             lead=leading_text(report.evaluation),
             ledger=(ledger_plot(report.size), ledger_plot(report.size, 400.0)),
             groups=GROUPS,

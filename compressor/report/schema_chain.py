@@ -34,9 +34,15 @@ class EarlierRun(Part):
     started: str = Field(description="ISO 8601 in UTC")
     seconds: float = Field(description="wall-clock time, seconds")
     source_bytes: int = Field(description="bytes of its source's weight files")
-    output_bytes: int = Field(description="bytes of its output's weight files")
-    bits_per_weight_linears: float = Field(description="bits of the decoder linears / their source parameters")
-    bits_per_weight_model: float = Field(description="bits of all tensors / distinct source parameters")
+    output_bytes: int = Field(
+        description="bytes of its output's weight files, or of those of the export that was gone on with"
+    )
+    bits_per_weight_linears: float | None = Field(
+        description="bits of the decoder linears / their source parameters; null where an export did not say"
+    )
+    bits_per_weight_model: float | None = Field(
+        description="bits of all tensors / distinct source parameters; null where an export did not say"
+    )
     source_bits_per_weight: float = Field(description="the same of its source")
     sparsity: float = Field(description="fraction of exact zeros in the decoder linears, 0..1")
     evaluation: list[Evaluation] = Field(

@@ -49,6 +49,9 @@ class TaskResult(Part):
     output_type: str = Field(description="of the harness: multiple_choice, loglikelihood, generate_until, ...; group")
     harness: str = Field(description="version of lm-eval")
     tokens_sha256: str = Field(default="", description="SHA-256 of the questions; equal means comparable")
+    before_export: bool = Field(
+        default=False, description="whether the folder that this one was exported from has answered"
+    )
 
 
 class Sample(Part):
@@ -64,8 +67,15 @@ class Exported(Part):
 
     form: str = Field(description="such as dense, 'gguf Q4_0', mlx, gptq, compressed-tensors")
     file_bytes: int = Field(description="bytes of its weight files")
+    disk_bytes: int | None = Field(default=None, description="bytes of all its files but report and card")
+    bits_per_weight_linears: float | None = Field(default=None, description="bits of the decoder linears / parameters")
+    bits_per_weight_model: float | None = Field(default=None, description="bits of all tensors / parameters")
     exact: bool = Field(description="whether every matrix has the same values as in the folder it was made from")
     notes: list[str] = Field(default_factory=list, description="what was rounded, left out, renamed")
     files: list[str] = Field(
         default_factory=list, description="names of the files it was written with, but for the card"
     )
+    source: str = Field(default="", description="name of the folder it was made from")
+    made_for: str = Field(default="", description="how to load it in what it was not tried with, in Markdown")
+    library: str | None = Field(default=None, description="what a hub calls the library that loads it; null without")
+    tag: str | None = Field(default=None, description="of a hub, for the form; null where it has none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from compressor.report.footprint import footprint
 from compressor.report.linear_words import linear_done, linear_headline
 from compressor.report.numbers import NBSP, bytes_text, change, parameters_text, percent, significant
 from compressor.report.schema import Baseline, Evaluation, EvaluationRow, Report
@@ -30,7 +31,7 @@ def headline(report: Report) -> str:
     size, quality = report.size, quality_told(report)
     if report.linearization is not None:
         return linear_headline(report.linearization, quality)
-    ours = size.output_bytes if report.exported is None else report.exported.file_bytes
+    ours = footprint(report).weight_bytes
     saved = f"{percent(ours / size.source_bytes)} of the bytes" if size.source_bytes else "size unknown"
     return f"{saved}; {quality or 'quality not measured'}"
 

@@ -167,7 +167,8 @@ def tasks(entries: Sequence[Entry]) -> list[Row]:
         for entry, cell in zip(entries, row.cells, strict=True):
             result = results.get(entry.label)
             error = f"± {significant(result.stderr, 2)}" if result and result.stderr is not None else ""
-            cells.append(Cell(cell.words, error))
+            before = "before the export" if result and result.before_export else ""
+            cells.append(Cell(cell.words, ", ".join(filter(None, (error, before)))))
         judged = _greatest(Row(row.name, cells, note), values, judged=metric.startswith(("acc", "exact_match")))
         rows.append(judged)
     return rows

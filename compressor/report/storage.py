@@ -36,6 +36,7 @@ KNOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "mxfp4": (("transformers on an accelerator with the kernels package", "vLLM"), ()),
     "hqq": (("transformers with the hqq package",), ("llama.cpp",)),
     "aqlm": (("transformers with the aqlm package", "vLLM"), ("llama.cpp",)),
+    "mlx": (("mlx-lm",), ("transformers", "vLLM", "llama.cpp")),
     "torchao": (("transformers with the torchao package", "vLLM"), ("llama.cpp",)),
 }
 
@@ -49,7 +50,7 @@ def storage_of(config: dict[str, Any], folder: Path) -> Storage:
         return _own(config, folder)
     if not isinstance(quantization, dict):
         return Storage(PLAIN, None, _plain_loaders(config))
-    method = str(quantization.get("quant_method") or "unnamed")
+    method = str(quantization.get("quant_method") or ("mlx" if "quantization" in config else "unnamed"))
     loads, refuses = KNOWN.get(method, ((), ()))
     if not loads:
         refuses = (f"compressor does not know quant_method {method!r}: see the documentation of its maker",)

@@ -21,7 +21,7 @@ from compressor.engine.skeleton import Skeleton, build_skeleton
 from compressor.errors import UserError
 from compressor.kernels.layers import exact_activations
 from compressor.kernels.native import LEVELS, native, rung_and_why
-from compressor.report.files import read_report
+from compressor.report.files import REPORT, read_report
 from compressor.report.schema_bench import Bench, BenchWay
 from compressor.run.bench_measure import (
     WARM,
@@ -102,6 +102,8 @@ def bench(
     rival, notes = _find_base(base, ours, trust_remote_code)
     lengths = _fitting(contexts, steps, [ours, *([rival] if rival else [])])
     _check_numbers(batches, steps, threads)
+    if notes and (ours.folder / REPORT).is_file():  # it has a base, and this may take long
+        voice.warn(notes[0])
     notes += _busy()
     narrow = _check_memory(ours, rival)
     notes += [narrow] if narrow else []
@@ -205,7 +207,7 @@ def default_base(folder: Path) -> tuple[str | None, str]:
         if (cached := find_cached(model)) is not None:
             return str(cached), ""
         return None, f"{model}, from which it was made, was not downloaded yet; --base {model} does so"
-    return None, f"{source}, from which it was made, is not beside it; --base says where it is"
+    return None, f"{source}, from which it was made, is neither beside it nor here; --base FOLDER says where it is"
 
 
 def _fitting(asked: Sequence[int] | None, steps: int, models: Sequence[_Model]) -> list[int]:

@@ -10,15 +10,17 @@ from typing import Any
 from compressor import __version__
 from compressor.engine.hub_names import commit_of, shown_name
 from compressor.report import schema_use
-from compressor.report.card import export_card
-from compressor.report.card_front import GATING, INHERITED, OURS, front_matter, front_matter_of
+from compressor.report.card import WEIGHTS, files_told, model_card
+from compressor.report.card_front import GATING, INHERITED, OURS, front_matter_of, with_form
+from compressor.report.contents import ABOUT, read_contents
 from compressor.report.environment import yaml_text
 from compressor.report.files import REPORT, read_report
+from compressor.report.gguf_contents import gguf_in, read_gguf
 from compressor.report.numbers import bytes_text
+from compressor.report.schema import Report
 from compressor.report.schema_use import Runtime
 from compressor.run.export import Exported
 
-WEIGHTS = ("*.safetensors", "*.gguf")
 CARD = "README.md"
 
 
@@ -49,25 +51,39 @@ def write_about(folder: Path, source: Path, done: Exported, use: Use) -> Exporte
         ``done``, with the runtimes.
     """
     done = replace(done, runtimes=tuple(use.runtimes))
-    weights = sorted(file for ending in WEIGHTS for file in folder.glob(ending))
-    size = sum(file.stat().st_size for file in weights)
     card = source / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
-    name, files = shown_name(source), [file.name for file in weights]
-    if not (source / REPORT).is_file():
-        front = _front(_plain_front(source, front_matter_of(text), exact=done.exact), use)
-        (folder / CARD).write_text(_plain_card(name, files, size, done, use, front), encoding="utf-8")
-        return done
-    listed = sorted({file.name for file in folder.iterdir()} | {REPORT})
-    exported = schema_use.Exported(
-        form=done.form, file_bytes=size, exact=done.exact, notes=list(done.notes), files=listed
-    )
-    report = read_report(source).model_copy(update={"exported": exported, "runtimes": list(use.runtimes)})
-    (folder / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    front = _front(front_matter(report, front_matter_of(text)), use)
-    written = export_card(report, text, name=name, files=files, made_for=use.made_for, front=front)
+    if (source / REPORT).is_file():
+        report = _report(folder, source, done, use)
+        (folder / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        written = model_card(report, text)
+    else:
+        written = _plain_card(folder, source, done, use, front_matter_of(text))
     (folder / CARD).write_text(written, encoding="utf-8")
     return done
+
+
+def _report(folder: Path, source: Path, done: Exported, use: Use) -> Report:
+    """The report of ``source``, with what ``folder`` is."""
+    contents = read_contents(folder) if (file := gguf_in(folder)) is None else read_gguf(file)
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    exported = schema_use.Exported(
+        form=done.form,
+        file_bytes=contents.weight_bytes,
+        disk_bytes=sum(size for name, size in sizes.items() if name not in ABOUT),
+        bits_per_weight_linears=contents.bits("compressed linears", "kept linears"),
+        bits_per_weight_model=contents.bits(),
+        exact=done.exact,
+        notes=list(done.notes),
+        files=sorted({*sizes, REPORT}),
+        source=shown_name(source),
+        made_for=use.made_for,
+        library=use.library,
+        tag=use.tag,
+    )
+    report = read_report(source)
+    answered = [result.model_copy(update={"before_export": True}) for result in report.tasks]
+    return report.model_copy(update={"exported": exported, "runtimes": list(use.runtimes), "tasks": answered})
 
 
 def _plain_front(source: Path, inherited: dict[str, Any], *, exact: bool) -> dict[str, Any]:
@@ -78,19 +94,15 @@ def _plain_front(source: Path, inherited: dict[str, Any], *, exact: bool) -> dic
     return front | {"pipeline_tag": inherited.get("pipeline_tag", "text-generation"), "tags": [OURS]}
 
 
-def _front(front: dict[str, Any], use: Use) -> dict[str, Any]:
-    """The same with the form's library and tag."""
-    tags = [*front["tags"], *([use.tag] if use.tag is not None and use.tag not in front["tags"] else [])]
-    library = {"library_name": use.library} if use.library is not None else {}
-    kept = {key: value for key, value in front.items() if key not in ("library_name", "tags")}
-    return {**kept, **library, "tags": tags}
-
-
-def _plain_card(name: str, files: Sequence[str], size: int, done: Exported, use: Use, front: dict[str, Any]) -> str:
+def _plain_card(folder: Path, source: Path, done: Exported, use: Use, inherited: dict[str, Any]) -> str:
+    """The card of an export where no report says what was done before."""
+    front = with_form(_plain_front(source, inherited, exact=done.exact), use.library, use.tag)
     exactness = "Every value is the same as" if done.exact else "Some values were rounded more than"
-    named = f"`{files[0]}`" if len(files) == 1 else f"{len(files)} weight files"
+    weights = sorted(file for file in folder.iterdir() if file.name.endswith(WEIGHTS))
+    size = sum(file.stat().st_size for file in weights)
+    named = files_told([file.name for file in weights])
     lines = [
-        f"# {name}, {done.form}",
+        f"# {shown_name(source)}, {done.form}",
         "",
         f"{named}, {bytes_text(size)}, written by compressor {__version__}. {exactness} in the model it was made from.",
         "",

@@ -28,7 +28,7 @@ from compressor.run.integers import Grid, open_packed, read_integers, sort_matri
 MOST_BITS = 8
 
 
-def export_compressed_tensors(model: str, output: Path, *, verify: bool = False) -> Exported:
+def export_compressed_tensors(model: str, output: Path, *, verify: bool = True) -> Exported:
     """Write a packed model in the format ``pack-quantized`` of compressed-tensors, each matrix with the same values.
 
     Integers stay packed. Pruned matrices become dense, since the format has no zeros to leave out, and so do

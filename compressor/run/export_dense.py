@@ -40,7 +40,7 @@ class Piece:
     index: tuple[int | slice, ...] = ()
 
 
-def export_dense(model: str, output: Path, *, verify: bool = False) -> Exported:
+def export_dense(model: str, output: Path, *, verify: bool = True) -> Exported:
     """Write a packed model as a plain checkpoint, under the names and in the dtypes of its source.
 
     Every matrix is the one that the packed layer reads as its ``weight``. One tensor of the result is in memory at a

@@ -117,7 +117,7 @@ def export_gguf(
     *,
     kind: str = "auto",
     tokenizer: str = "auto",
-    verify: bool = False,
+    verify: bool = True,
     dry_run: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Exported:

@@ -38,7 +38,7 @@ Kind = tuple[int, int, bool]
 """(bits, inputs a group or -1 for whole rows, symmetric): one for the whole folder."""
 
 
-def export_gptq(model: str, output: Path, *, verify: bool = False) -> Exported:
+def export_gptq(model: str, output: Path, *, verify: bool = True) -> Exported:
     """Write a packed model in the layout of GPTQ. Embeddings and the head become dense.
 
     Args:

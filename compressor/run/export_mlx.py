@@ -39,7 +39,7 @@ Place = tuple[int, int]
 """(bits, inputs a group) of a matrix in MLX's layout."""
 
 
-def export_mlx(model: str, output: Path, *, verify: bool = False) -> Exported:
+def export_mlx(model: str, output: Path, *, verify: bool = True) -> Exported:
     """Write a packed model as mlx-lm reads it.
 
     Codes of 7 bits take 8, and wide groups are divided; the values stay. Pruned matrices become dense.

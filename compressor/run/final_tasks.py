@@ -9,7 +9,8 @@ from compressor.report.schema import Report, Timing
 from compressor.run.plan import Plan
 from compressor.run.progress import Voice
 from compressor.run.session import Options, Run
-from compressor.run.tasks import Kept, Tasks, answer, check_tasks, load_tasks
+from compressor.run.task_names import check_tasks
+from compressor.run.tasks import Kept, Tasks, answer, load_tasks
 from compressor.run.whole import Found, find_model
 
 

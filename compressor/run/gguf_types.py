@@ -19,7 +19,6 @@ from compressor.run.gguf_blocks import PACK, Bytes, Codes, Scales
 CODES = {"TQ1_0": (-1, 1), "TQ2_0": (-1, 1), "Q4_0": (-8, 7), "Q8_0": (-128, 127)}
 """Type -> smallest and largest code."""
 
-FLOATS = ("F32", "F16", "BF16")
 BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5, "TQ2_0": 2.0625, "TQ1_0": 1.6875}
 """Bits a weight, scales included."""
 

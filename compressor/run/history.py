@@ -8,6 +8,7 @@ from compressor.engine.checkpoint import Checkpoint
 from compressor.errors import UserError
 from compressor.report.chain import summary_of
 from compressor.report.files import REPORT, read_report
+from compressor.report.footprint import footprint
 from compressor.report.schema_chain import EarlierRun
 
 SAME = 0.01  # relative difference of bytes up to which a report is of these weights
@@ -25,7 +26,7 @@ def history_of(source: Checkpoint) -> tuple[list[EarlierRun], list[str]]:
     except UserError as error:
         words = str(error).replace(f"{source.folder}{os.sep}", "")  # a report is made to be shown
         return [], [f"the source has a report that says nothing of how it was made: {words}"]
-    told = report.exported.file_bytes if report.exported is not None else report.size.output_bytes
+    told = footprint(report).weight_bytes
     if abs(told - source.disk_bytes) > SAME * source.disk_bytes:
         return [], [
             f"the source's {REPORT} speaks of {told:,} bytes of weights, there are {source.disk_bytes:,}: "

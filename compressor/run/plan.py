@@ -31,6 +31,7 @@ from compressor.run.planes import foreseen_planes, too_few_bits
 from compressor.run.ranks import SURVEYED_TOKENS, plain_ranks, too_small
 from compressor.run.recipe import Recipe, Stage
 from compressor.run.settings import OutputSettings
+from compressor.run.task_plan import ForeseenTask
 
 PROCESS_BYTES = 600_000_000  # interpreter, torch, transformers: resident before the first tensor
 DEFAULT_SEQLEN = 2048
@@ -49,6 +50,7 @@ class Plan:
         layouts: predicted contents of every output shard, the outer tensors first.
         violations: rules that the recipe breaks on this model; a run is refused.
         longer: third stage of linearization, on longer windows; None without one.
+        tasks: what result and source will be asked at the end.
     """
 
     skeleton: Skeleton
@@ -63,6 +65,7 @@ class Plan:
     narrowing: Narrowing | None
     violations: tuple[str, ...]
     longer: Longer | None = None
+    tasks: tuple[ForeseenTask, ...] = ()
 
     @property
     def container(self) -> Container:

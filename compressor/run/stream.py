@@ -56,7 +56,7 @@ from compressor.run.recipe import Recipe
 from compressor.run.samples import asked_of, samples_of
 from compressor.run.session import Options, Run
 from compressor.run.stage_results import after_stage
-from compressor.run.tasks import check_tasks
+from compressor.run.task_plan import foreseen_tasks
 from compressor.run.transform import BlockWork, apply_stage, open_block, pack_block
 from compressor.run.tuning import prepare_stage, tune_stage
 from compressor.run.verify import Verifier
@@ -83,9 +83,8 @@ def foresee(
     """
     checkpoint = open_checkpoint(resolve_model(model, revision=revision))
     skeleton = build_skeleton(checkpoint, trust_remote_code=trust_remote_code)
-    if recipe.evaluation.tasks:
-        check_tasks(recipe.evaluation.tasks)
-    return checkpoint, make_plan(checkpoint, skeleton, recipe)
+    tasks = foreseen_tasks(recipe.evaluation)
+    return checkpoint, replace(make_plan(checkpoint, skeleton, recipe), tasks=tasks)
 
 
 @torch.no_grad()

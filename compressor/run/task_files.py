@@ -196,6 +196,13 @@ def task_config(file: TaskFile) -> dict[str, Any]:
     }
 
 
+def answers_of(file: TaskFile) -> list[int]:
+    """For each question, how many answers the harness asks of a model: one for every choice."""
+    several: dict[Kind, str] = {"choices": "choices", "beginnings": "context_options"}
+    field = several.get(file.kind)
+    return [len(row[field]) if field is not None else 1 for row in file.rows]
+
+
 def exact_match(pattern: str | None) -> Callable[[dict[str, Any], list[str]], dict[str, float]]:
     """How a written answer is judged: what ``pattern`` finds last in it, or all of it, without white space around."""
 

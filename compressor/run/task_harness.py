@@ -22,6 +22,7 @@ from transformers import GenerationConfig
 
 from compressor.errors import UserError
 from compressor.run.progress import Ticker, Voice, without_bars
+from compressor.run.task_files import task_config
 from compressor.run.task_names import Asked, unknown_task
 from compressor.run.task_scores import Scores, scores_of
 
@@ -110,7 +111,7 @@ def _found(asked: Asked) -> list[Loaded]:
     named = {path: told[1] for path in asked.yaml_files if (told := GROUP.search(path.read_text("utf-8", "replace")))}
     folders = [*asked.folders, *(path.parent for path in named)]
     manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=bool(asked.names))
-    found = [_load(manager, config["task"], config) for config in asked.configs]
+    found = [_load(manager, file.name, task_config(file)) for file in asked.files]
     found += [_load(manager, path.name, named.get(path, str(path))) for path in asked.yaml_files]
     for folder in asked.folders:
         found += _in_folder(manager, folder)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from compressor.errors import UserError
-from compressor.run.task_files import read_task_file, task_config
+from compressor.run.task_files import TaskFile, read_task_file
 
 QUESTIONS = (".jsonl", ".json")
 HARNESS = (".yaml", ".yml")
@@ -20,12 +20,12 @@ class Asked:
     """Tasks that were asked for, sorted by where they come from.
 
     Attributes:
-        configs: of files of questions.
+        files: of questions.
         yaml_files: tasks of the harness, each in a file; ``folders``: all that lie in a folder.
         names: of tasks that come with the harness.
     """
 
-    configs: list[dict[str, Any]] = field(default_factory=list)
+    files: list[TaskFile] = field(default_factory=list)
     yaml_files: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ def sort_tasks(words: Sequence[str]) -> Asked:
             continue
         path = Path(name).expanduser()
         if path.suffix in QUESTIONS and path.is_file():
-            asked.configs.append(task_config(read_task_file(path)))
+            asked.files.append(read_task_file(path))
         elif path.suffix in HARNESS and path.is_file():
             asked.yaml_files.append(path)
         elif path.is_dir():
@@ -54,9 +54,23 @@ def sort_tasks(words: Sequence[str]) -> Asked:
             )
         else:
             asked.names.append(name)
-    if not (asked.configs or asked.yaml_files or asked.folders or asked.names):
+    if not (asked.files or asked.yaml_files or asked.folders or asked.names):
         raise UserError("no task was named", fix="--tasks NAME_OR_FILE")
     return asked
+
+
+def check_tasks(words: Sequence[str]) -> Asked:
+    """Sort out what was asked for, without the harness.
+
+    Args:
+        words: files of questions (``run/task_files.py``), YAML files or folders of the harness, names of its tasks.
+
+    Raises:
+        UserError: lm-eval is not installed; a file that is missing or holds something else.
+    """
+    if find_spec("lm_eval") is None:
+        raise UserError("tasks need EleutherAI's lm-eval", fix='pip install "compressor[tasks]"')
+    return sort_tasks(words)
 
 
 def unknown_task(name: str, known: Iterable[str]) -> UserError:

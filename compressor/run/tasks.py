@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from compressor.errors import UserError
 from compressor.report.files import read_report, update_report
 from compressor.report.schema_use import TaskResult
 from compressor.run.progress import Voice, quiet
-from compressor.run.task_names import Asked, sort_tasks
+from compressor.run.task_names import Asked, check_tasks
 from compressor.run.task_scores import Scores, result_of
 from compressor.run.whole import Found, find_model
 
@@ -50,20 +49,6 @@ class Kept:
 
     answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     save: Callable[[], None] = lambda: None
-
-
-def check_tasks(words: Sequence[str]) -> Asked:
-    """Sort out what was asked for, without the harness.
-
-    Args:
-        words: files of questions (``run/task_files.py``), YAML files or folders of the harness, names of its tasks.
-
-    Raises:
-        UserError: lm-eval is not installed; a file that is missing or holds something else.
-    """
-    if find_spec("lm_eval") is None:
-        raise UserError("tasks need EleutherAI's lm-eval", fix='pip install "compressor[tasks]"')
-    return sort_tasks(words)
 
 
 def load_tasks(asked: Asked, *, limit: int | None, shots: int | None, voice: Voice) -> Tasks:

@@ -13,7 +13,6 @@ import pytest
 import tiny_models
 import torch
 from command_line import Command
-from safetensors.torch import load_file, save_file
 
 SHORT = ["--nsamples", "4", "--seqlen", "16", "--eval", "none", "--no-verify"]
 
@@ -45,12 +44,6 @@ def refused(command: Command, model: Path, calibration: Path, tmp_path: Path) ->
         return lines[0]
 
     yield check
-
-
-def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_paths_that_are_no_model(refused: Any, model: Path, tmp_path: Path) -> None:
@@ -108,15 +101,15 @@ def test_weights_that_are_damaged(refused: Any, model: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"])
 def test_weights_that_are_not_finite(refused: Any, model: Path, value: float, name: str) -> None:
-    retensor(model, lambda tensors: tensors[name].view(-1)[-1].fill_(value))
+    tiny_models.retensor(model, lambda tensors: tensors[name].view(-1)[-1].fill_(value))
     refused(words=f"{name}|NaN or infinite")
 
 
 def test_wrong_shapes_and_dtypes(refused: Any, model: Path) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
-    retensor(model, lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))
+    tiny_models.retensor(model, lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))
     refused(words=f"{name}|int8")
-    retensor(model, lambda tensors: tensors.update({name: torch.zeros(3, 3)}))
+    tiny_models.retensor(model, lambda tensors: tensors.update({name: torch.zeros(3, 3)}))
     refused(words=f"{name}|[3, 3]")
 
 

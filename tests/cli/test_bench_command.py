@@ -12,14 +12,8 @@ from command_line import Command
 
 from compressor.report.numbers import significant
 
+pytestmark = pytest.mark.usefixtures("little_memory")
 SHORT = ["--context", "0,8,16", "--batch", "1,2", "--tokens", "2", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from compressor.run import bench_measure
-
-    monkeypatch.setattr(bench_measure, "PASSED", 1 << 22)
 
 
 def test_tables_file_and_page(command: Command, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Command, make_command
 from standing import Standing
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``compressor`` with arguments in this process."""
-    return make_command(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

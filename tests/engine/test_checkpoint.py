@@ -37,13 +37,6 @@ def sharded(llama: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    """Change the tensors of a single-file checkpoint in place."""
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def reindex(folder: Path, change: Callable[[dict[str, str]], Any]) -> None:
     """Change the weight map of a sharded checkpoint in place."""
     content = json.loads((folder / INDEX).read_text())
@@ -128,20 +121,20 @@ def test_a_single_file_wins_over_an_index_as_in_transformers(llama: Path, sharde
 
 
 def test_a_missing_tensor(folder: Path) -> None:
-    retensor(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    tiny_models.retensor(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     refused(folder, "model.layers.1.mlp.up_proj.weight", "lacks")
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"])
 def test_a_wrong_shape(folder: Path, name: str) -> None:
-    retensor(folder, lambda tensors: tensors.update({name: tensors[name][:-1].contiguous()}))
+    tiny_models.retensor(folder, lambda tensors: tensors.update({name: tensors[name][:-1].contiguous()}))
     refused(folder, name, "shape")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float8_e4m3fn, torch.bool])
 def test_a_wrong_dtype(folder: Path, dtype: torch.dtype) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
-    retensor(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    tiny_models.retensor(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
     refused(folder, name, str(dtype).removeprefix("torch."))
 
 
@@ -170,7 +163,7 @@ def test_a_manifest_that_is_none(folder: Path, manifest: Any) -> None:
 
 def test_packed_tensors_that_do_not_fit_the_manifest(llama: Path, tmp_path: Path) -> None:
     tiny_models.run_recipe(tiny_models.recipe_for(None, HALF), llama, tmp_path / "out")
-    retensor(tmp_path / "out", lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight_values"))
+    tiny_models.retensor(tmp_path / "out", lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight_values"))
     refused(tmp_path / "out", "model.layers.0.mlp.up_proj.weight_values")
 
 
@@ -215,7 +208,7 @@ def test_unknown_tensors_are_carried_over_and_reported(folder: Path, tmp_path: P
         "model.mtp.ids": torch.arange(4),
         "model.layers.2.mlp.up_proj.weight": torch.randn(2, 2),  # a block more than the config knows
     }
-    retensor(folder, lambda tensors: tensors.update(extra))
+    tiny_models.retensor(folder, lambda tensors: tensors.update(extra))
     for save in ("packed", "dense"):
         output = tmp_path / save
         report = tiny_models.run_recipe(tiny_models.recipe_for(None, HALF, save=save), folder, output)
@@ -228,11 +221,13 @@ def test_unknown_tensors_are_carried_over_and_reported(folder: Path, tmp_path: P
 
 
 def test_a_second_copy_of_a_tied_head_is_dropped_when_equal_and_refused_when_not(folder: Path, tmp_path: Path) -> None:
-    retensor(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    tiny_models.retensor(
+        folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    )
     report = tiny_models.run_recipe(tiny_models.recipe_for(None, HALF), folder, tmp_path / "out")
     assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
     assert report.carried_over == [] and report.model.tied_embeddings
-    retensor(folder, lambda tensors: tensors["lm_head.weight"].add_(1.0))
+    tiny_models.retensor(folder, lambda tensors: tensors["lm_head.weight"].add_(1.0))
     refused(folder, "lm_head.weight", "tie_word_embeddings")
 
 
@@ -242,7 +237,7 @@ def test_the_digest_knows_every_bit(folder: Path) -> None:
 
     before = digest()
     assert digest() == before
-    retensor(folder, lambda tensors: tensors["model.norm.weight"].view(torch.int32)[3].add_(1))
+    tiny_models.retensor(folder, lambda tensors: tensors["model.norm.weight"].view(torch.int32)[3].add_(1))
     after = digest()
     assert after != before
     reconfigure(folder, rms_norm_eps=1e-4)
@@ -258,8 +253,13 @@ def test_encoder_decoder_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_foreign_quantized_checkpoints_are_refused(folder: Path) -> None:
+    """By the name that they give themselves; MLX gives none, and is known by another key."""
     reconfigure(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    refused(folder, "gptq", "unquantized")
+    refused(folder, "(gptq)", "give the folder or model it was made from")
+    reconfigure(folder, quantization_config={"bits": 4, "mode": "affine"})
+    refused(folder, "(?)")
+    reconfigure(folder, quantization={"bits": 4, "mode": "affine"})
+    refused(folder, "(mlx)")
     reconfigure(folder, quantization_config=[])
     refused(folder)
 
@@ -269,3 +269,8 @@ def test_remote_code_is_not_run_unless_allowed(folder: Path, tmp_path: Path) -> 
     reconfigure(folder, model_type="novel", auto_map={"AutoConfig": "remote.C", "AutoModelForCausalLM": "remote.M"})
     refused(folder, "--trust-remote-code")
     assert not (tmp_path / "witness").exists()
+
+
+def test_gguf_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4_0.gguf").write_bytes(b"GGUF")
+    refused(tmp_path, "holds gguf (model-Q4_0.gguf)", "give the folder or model it was made from")

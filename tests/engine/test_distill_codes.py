@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from killing import Killed
 from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
@@ -21,10 +22,6 @@ from compressor.methods.learned import SignLearner
 from compressor.methods.quantize_settings import PbLlmSettings
 
 WINDOWS, BATCH, STEPS, RATE = 18, 2, 7, 0.05
-
-
-class Killed(BaseException):
-    """What stands for kill -9."""
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])

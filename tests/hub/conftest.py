@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command_line import Command, make_command
 from loopback import Account, Hub, serving
 
 from compressor.engine.checkpoint import resolve_model
@@ -19,9 +18,10 @@ from compressor.run.stream import Options, compress
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A running hub with three accounts; huggingface_hub in this process talks to it, with a cache of its own."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import _http
+    from huggingface_hub.utils import _http, disable_progress_bars
 
     accounts = {"hf_me": Account("me", orgs=("team",)), "hf_reader": Account("me", "read"), "hf_you": Account("you")}
+    disable_progress_bars()  # as the command line lets the client find it, where output is a log
     with serving(Hub(accounts)) as running:
         monkeypatch.setenv("HF_TOKEN", "hf_me")
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
@@ -38,12 +38,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 def token(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Sets the token of this process."""
     return lambda value: monkeypatch.setenv("HF_TOKEN", value)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``compressor`` with arguments in this process."""
-    return make_command(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,13 @@ def oid_of(path: str, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest() if is_large(path, len(data)) else git_oid(data)
 
 
+def blob(path: str, data: bytes) -> dict[str, Any]:
+    """What a hub says of a file where it is asked for blobs."""
+    told: dict[str, Any] = {"size": len(data), "blobId": git_oid(data)}
+    large = {"sha256": oid_of(path, data), "size": len(data), "pointerSize": 134}
+    return told | ({"lfs": large} if is_large(path, len(data)) else {})
+
+
 class RefusedError(Exception):
     """An answer that is an error."""
 
@@ -382,7 +389,8 @@ class Handler(BaseHTTPRequestHandler):
     def _info(self, repo: str, rev: str = "main") -> None:
         found = self._repo(repo)
         sha, tree = self._tree_of(found, rev)
-        names = [{"rfilename": path} for path in sorted(tree)]
+        told = self.query.get("blobs") == "true"
+        names = [{"rfilename": path, **(blob(path, tree[path]) if told else {})} for path in sorted(tree)]
         about = {"private": found.private, "gated": "auto" if found.gated else False, "tags": []}
         self._json({"id": repo, "modelId": repo, "sha": sha, "siblings": names, **about})
 

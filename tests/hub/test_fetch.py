@@ -11,6 +11,8 @@ import pytest
 from command_line import Command
 from loopback import Hub
 
+from compressor.calibration.hub import stream_rows
+from compressor.calibration.spec import named_set
 from compressor.engine.checkpoint import resolve_model
 from compressor.engine.hub import CHECKSUMS, find_cached
 from compressor.engine.hub_errors import hub_error
@@ -226,3 +228,36 @@ def test_a_run_on_a_hub_id_says_where_it_came_from(
     front = front_matter_of((tmp_path / "twice" / "README.md").read_text())
     assert (front["base_model"], front["base_model_relation"]) == ("org/tiny", "quantized"), "handed on in a chain"
     assert "pruned" in front["tags"] and front["extra_gated_prompt"] == "Be kind."
+
+
+def test_a_log_says_what_is_fetched(hub: Hub, embedded_files: Files, command: Command) -> None:
+    """Once, before it comes; nothing where the cache has it, or nobody wants to know."""
+    hub.put("org/tiny", embedded_files | {"weights.bin": bytes(10_000_000)})
+    hub.repos["org/tiny"].commit("v2", embedded_files | {"NOTICE": b"second"})
+    size = sum(map(len, embedded_files.values())) / 1e6
+    line = f"fetching org/tiny@main: {len(embedded_files)} files, {size:.3g} MB\n"
+    assert command("explain", "org/tiny").err == line
+    assert command("explain", "org/tiny").err == ""
+    assert command("explain", "org/tiny@v2").err == "fetching org/tiny@v2: 1 file, 0.006 kB\n"
+    hub.put("org/other", embedded_files)
+    fetched = command("prune", "org/other", "-q", "--dry-run")
+    assert fetched.code == 0 and fetched.err == "" and len(hub.asked("GET .*org/other.*blobs")) == 0
+    hub.put("org/third", embedded_files)
+    hub.fail("GET /api/models/org/third", 500)
+    result = command("explain", "org/third")
+    assert result.code == 0 and result.err == "", "not known, and none the worse"
+
+
+def test_sets_say_where_they_come_from(
+    hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    from huggingface_hub import HfApi
+
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: iter([{"text": "a"}]))
+    with caplog.at_level("INFO", "compressor.hub"):
+        rows = list(stream_rows(named_set("gsm8k")))
+    commit = "cc7b047b6e5bb11b4f1af84efc572db110a51b3c"
+    assert rows == [{"text": "a"}]
+    assert caplog.messages == [f"reading gsm8k from the hub: openai/gsm8k@{commit}, as far as it is needed"]

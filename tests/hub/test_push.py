@@ -51,11 +51,27 @@ def logits(
 def test_a_log_gets_no_bars(hub: Hub, made: Path, tmp_path: Path) -> None:
     """Nor what else a terminal would be steered by, in an upload and in a download."""
     places = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_me", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
-    for words in (["push", made, "me/tiny"], ["explain", "me/tiny"]):
+    # checksums come along, the page stays
+    told = rf"fetching me/tiny@main: {len(list(made.iterdir()))} files, 1\.\d+ MB\n"
+    for words, said in ((["push", made, "me/tiny"], ""), (["explain", "me/tiny"], told)):
         command = [sys.executable, "-m", "compressor.cli.app", *map(str, words)]
         done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert done.returncode == 0 and re.fullmatch(said, done.stderr), done.stderr
         assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.stdout)
+
+
+def test_a_narrow_table_loses_nothing(hub: Hub, made: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in a table as wide as COLUMNS says; address and command in one piece, to be copied."""
+    monkeypatch.setenv("COLUMNS", "32")
+    shown = command("push", made, "me/with-a-name-that-is-rather-long").out
+    assert "\x1b" not in shown
+    table = shown[: shown.index("\n\n")].splitlines()
+    rule = next(place for place, line in enumerate(table) if line.startswith("──"))
+    names = {name for line in table[rule + 1 :] if (name := line.split()[0])}
+    assert names >= {file.name for file in made.iterdir() if len(file.name) < 20}
+    assert all(len(line) <= 32 for line in table)
+    assert f"\n{hub.url}/me/with-a-name-that-is-rather-long\n" in shown
+    assert 'AutoModelForCausalLM.from_pretrained("me/with-a-name-that-is-rather-long")\n' in shown
 
 
 def test_there_and_back(hub: Hub, made: Path, command: Command, tmp_path: Path) -> None:

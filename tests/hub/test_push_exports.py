@@ -72,7 +72,7 @@ def exports(quantized: Path) -> Exports:
             need_package(package)
         folder = quantized.parent / form
         if not folder.exists():
-            exporter(form)(str(quantized), folder, verify=True)
+            exporter(form)(str(quantized), folder)
         return folder
 
     return export

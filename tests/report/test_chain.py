@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from compressor.report.chain import chain_of, summary_of
 from compressor.report.html import render_html
+from compressor.report.numbers import ABSENT
 from compressor.report.plot_chain import chain_plots
 from compressor.report.schema import Evaluation, EvaluationRow, Report
+from compressor.report.schema_use import Exported
 
 Make = Callable[..., Report]
 
@@ -84,6 +86,21 @@ def test_summary_keeps_no_baseline_and_names_the_stages(make_report: Make) -> No
     assert summary.label == "sparsegpt 50 % + rtn 4 bits"
     assert {row.who for entry in summary.evaluation for row in entry.rows} == {"dense", "compressed"}
     assert summary.baseline == "Better than."
+
+
+def test_an_export_is_as_large_as_it_lies_there(make_report: Make) -> None:
+    """Of a report that does not say how many bits it has, none are made up."""
+    summary = summary_of(make_report(exported=True))
+    assert (summary.output_bytes, summary.bits_per_weight_linears, summary.bits_per_weight_model) == (345_678, 4.5, 5.1)
+    assert summary.label == "sparsegpt 50 % + rtn 4 bits; exported as gguf Q4_0"
+    older = make_report()
+    older.exported = Exported(form="dense", file_bytes=1_900_000, exact=True)
+    second = run(make_report, "plain", 1_900_000, 500_000, [], older)
+    page = render_html(second)
+    assert "1.80\u00a0MB → 1.90\u00a0MB" in page and f"{ABSENT} in linears, {ABSENT} in the model" in page
+    chain = chain_of(second)
+    assert chain is not None
+    assert [(link.bytes, link.bits_linears) for link in chain.links[-2:]] == [(1_900_000, None), (500_000, 9.0)]
 
 
 def test_the_plot_shows_every_step(make_report: Make) -> None:

@@ -97,7 +97,7 @@ def test_the_base_model(source: str, card: str, expected: str | None, make_repor
 )
 def test_the_relation_to_it(stages: list[dict[str, Any]], expected: str | None, make_report: Make) -> None:
     report = make_report()
-    report.recipe["stages"], report.exported = stages, None
+    report.recipe["stages"] = stages
     assert relation(report) == expected
     assert relation(make_report(linearized=True)) == "finetune"
     report.exported = Exported(form="gguf Q4_0", file_bytes=1, exact=False)

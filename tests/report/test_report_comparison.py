@@ -76,6 +76,19 @@ def test_where_a_text_lies_does_not_matter(make_report: Make, tmp_path: Path) ->
     assert len(compare_texts(read_entries([put(tmp_path / str(i), report) for i, report in enumerate(reports)]))) == 1
 
 
+def test_an_export_that_rounds_was_measured_before(make_report: Make, tmp_path: Path) -> None:
+    paths = [put(tmp_path / "a", make_report()), put(tmp_path / "b", make_report(exported=True))]
+    packed, export = read_entries(paths)
+    (group,) = compare_texts([packed, export])
+    assert group.doubts == ["b was measured before its export rounded some values once more"]
+    assert (export.weight_bytes, export.bits_linears, export.bits_model) == (345_678, 4.5, 5.1)
+    (paths[1] / "toy-Q4_0.gguf").write_bytes(b"GGUF" + bytes(96))
+    assert read_entries(paths)[1].weight_bytes == 100, "what lies there counts"
+    (paths[1] / "report.json").unlink()
+    export.report.evaluation.clear()  # type: ignore[union-attr]
+    assert missing_commands([packed, export]) == [], "compressor does not run gguf"
+
+
 def test_doubts(make_report: Make, tmp_path: Path) -> None:
     other = make_report()
     other.model.source = "another"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from compressor.errors import UserError
@@ -19,17 +21,12 @@ from compressor.report.schema_bench import Bench
 from compressor.run import bench as benching
 from compressor.run.bench import bench, default_base
 from compressor.run.bench_measure import bytes_read, held_bytes, products, with_our_product
+from compressor.run.progress import Voice
 
 TRITS = {"quantize": {"method": "trit-planes", "planes": 2, "group": 32}}
 needs_kernels = pytest.mark.skipif(native() is None or not native().best, reason="no kernels")  # type: ignore[union-attr]
+pytestmark = pytest.mark.usefixtures("little_memory")
 SHORT: dict[str, Any] = {"contexts": (0, 8), "steps": 3, "device": "cpu"}
-
-
-@pytest.fixture(autouse=True)
-def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from compressor.run import bench_measure
-
-    monkeypatch.setattr(bench_measure, "PASSED", 1 << 22)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +159,23 @@ def test_where_a_base_is_looked_for(packed: Path, llama: Path, tmp_path: Path) -
     assert default_base(packed) == (str(packed.parent / "llama"), "")
     assert default_base(llama)[0] is None
     shutil.copytree(packed, tmp_path / "alone")
-    assert "is not beside it" in default_base(tmp_path / "alone")[1]
+    name, why = default_base(tmp_path / "alone")
+    assert name is None
+    assert why == "llama, from which it was made, is neither beside it nor here; --base FOLDER says where it is"
+
+
+def test_a_base_that_is_elsewhere_is_told_before_the_work(
+    packed: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain model has none, and nothing is said."""
+    shutil.copytree(packed, tmp_path / "alone")
+    monkeypatch.setattr(benching, "_load", None)
+    for folder, words in ((tmp_path / "alone", "warning: not held against a base: llama, from which"), (llama, "")):
+        said = io.StringIO()
+        with pytest.raises(TypeError):  # there is nothing to load it with
+            bench(str(folder), voice=Voice(Console(file=said, width=500)), **SHORT)
+        assert said.getvalue().startswith(words) and bool(words) == bool(said.getvalue())
+        assert not words or "--base FOLDER says where it is" in said.getvalue()
 
 
 def test_what_is_refused(packed: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from killing import Killed
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -61,13 +62,6 @@ def same_both_ways(folder: Path) -> None:
 
 def decomposed(stage: dict[str, Any], calibration: Path, **content: Any) -> Any:
     return tiny_models.recipe_for(calibration, {"decompose": stage}, **content)
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny bf16 Llama."""
-    model = tiny_models.random_model("llama", dtype=torch.bfloat16)
-    return tiny_models.save(model, tmp_path_factory.mktemp("models") / "half")
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=name_of)
@@ -238,7 +232,7 @@ def test_joint_products_copied_and_merged(half: Path, calibration: Path, tmp_pat
         assert not torch.equal(model(input_ids=ids, use_cache=False).logits, wanted)
         merged = twin.dequantize()
         assert torch.allclose(merged(input_ids=ids, use_cache=False).logits, wanted, atol=0.05)
-    export_dense(str(out), tmp_path / "plain")
+    export_dense(str(out), tmp_path / "plain", verify=False)
     assert torch.allclose(tiny_models.stock_logits(tmp_path / "plain", ids), wanted, atol=0.05)
 
 
@@ -466,9 +460,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     """Killed after the survey and the first block: neither is done again."""
     recipe = decomposed({"method": "svd-llm", "rounds": 2, "keep_params": 0.7}, calibration)
     tiny_models.run_recipe(recipe, half, tmp_path / "whole")
-
-    class Killed(BaseException):
-        pass
 
     original = stream.decompose_block
 

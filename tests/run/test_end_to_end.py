@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
+from killing import Killed, killer
 
 from compressor.engine.checkpoint import open_checkpoint
 from compressor.engine.skeleton import build_skeleton
@@ -25,17 +24,6 @@ OTHERS: list[dict[str, Any]] = [
     {"method": "gptq", "bits": 2, "group": 16, "correct": 4},
     {"method": "flexround", "bits": 3, "group": 16},
 ]
-
-
-class Killed(BaseException):
-    """What stands for kill -9."""
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny bf16 Llama, whose values are rounded once more than in float32."""
-    model = tiny_models.random_model("llama", dtype=torch.bfloat16)
-    return tiny_models.save(model, tmp_path_factory.mktemp("models") / "half")
 
 
 def recipe(calibration: Path, stage: dict[str, Any], **content: Any) -> Any:
@@ -182,27 +170,6 @@ def test_killed_while_learning_and_resumed(
     report = tiny_models.run_recipe(whole[0], half, tmp_path / "out")
     assert visits == 2 and steps == 12 + 2  # nothing was done twice but the steps in which it died
     same(tmp_path / "out", report, whole)
-
-
-def killer(patch: pytest.MonkeyPatch, fatal: int) -> list[str]:
-    """Die at file operation number ``fatal``, before it is done; returns the growing list of operations."""
-    done: list[str] = []
-
-    def watched(owner: Any, name: str) -> None:
-        plain: Callable[..., Any] = getattr(owner, name)
-
-        def operation(*args: Any, **kwargs: Any) -> Any:
-            if len(done) == fatal:
-                raise Killed
-            done.append(f"{name} {args[0]}")
-            return plain(*args, **kwargs)
-
-        patch.setattr(owner, name, operation)
-
-    for name in ("replace", "rename", "mkdir"):
-        watched(Path, name)
-    watched(shutil, "rmtree")
-    return done
 
 
 def test_killed_while_the_blocks_are_written_and_resumed(

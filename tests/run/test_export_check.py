@@ -42,7 +42,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("others")
 def test_other_logits_are_an_error_and_nothing_is_published(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"computes other logits from the export .* nothing was published"):
-        export_dense(str(packed), tmp_path / "out", verify=True)
+        export_dense(str(packed), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -50,14 +50,14 @@ def test_other_logits_are_an_error_and_nothing_is_published(packed: Path, tmp_pa
 def test_mlx_may_differ_but_this_is_told(packed: Path, tmp_path: Path) -> None:
     need_package("mlx")
     need_package("mlx_lm")
-    (way,) = export_mlx(str(packed), tmp_path / "out", verify=True).runtimes
+    (way,) = export_mlx(str(packed), tmp_path / "out").runtimes
     assert not way.passed and way.difference is not None and way.allowed is not None and way.difference > way.allowed
     card = (tmp_path / "out" / "README.md").read_text()
     assert "mlx_lm.generate --model PATH" in card and "With mlx-lm" not in card
 
 
 def test_without_a_report_the_card_still_says_what_has_loaded_it(packed: Path, tmp_path: Path) -> None:
-    (way,) = export_dense(str(packed), tmp_path / "out", verify=True).runtimes
+    (way,) = export_dense(str(packed), tmp_path / "out").runtimes
     assert way.passed and way.form == "dense" and way.difference is not None
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"With transformers ({way.version}); checked: logits of 64 tokens in a fresh process." in card
@@ -67,7 +67,7 @@ def test_without_a_report_the_card_still_says_what_has_loaded_it(packed: Path, t
 def test_without_room_nothing_is_tried(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_check, "available_memory", lambda: 10**6)
     monkeypatch.setattr(export_check, "start", lambda: pytest.fail("a process was started"))
-    assert export_dense(str(packed), tmp_path / "out", verify=True).runtimes == ()
+    assert export_dense(str(packed), tmp_path / "out").runtimes == ()
     assert export_check.check_by_mlx(packed, tmp_path / "out", "") == []
 
 

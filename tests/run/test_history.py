@@ -11,8 +11,11 @@ import tiny_models
 import torch
 
 from compressor.engine.checkpoint import open_checkpoint
-from compressor.report.files import read_report
+from compressor.report.chain import chain_of
+from compressor.report.comparison import read_entries
+from compressor.report.files import REPORT, read_report
 from compressor.run import samples
+from compressor.run.export_dense import export_dense
 from compressor.run.history import history_of
 from compressor.run.measure import load_texts
 from compressor.run.recipe import make_recipe
@@ -40,6 +43,23 @@ def test_a_chain_by_hand_remembers_every_run(llama: Path, pruned: Path, tmp_path
     runs, unknown = history_of(open_checkpoint(tmp_path / "second"))
     assert [run.label for run in runs] == [first.stages[0].label, second.stages[0].label]
     assert unknown == []
+
+
+def test_an_export_in_between_counts_as_it_lies_there(pruned: Path, tmp_path: Path) -> None:
+    """Pruned and packed, written dense, pruned again: compare and the chain tell the bytes of the dense folder."""
+    export_dense(str(pruned), tmp_path / "plain", verify=False)
+    size = (tmp_path / "plain" / "model.safetensors").stat().st_size
+    packed, plain, told = read_entries([pruned, tmp_path / "plain", tmp_path / "plain" / "report.json"])
+    assert packed.weight_bytes < 0.8 * size
+    for entry in (plain, told):
+        disk = sum(f.stat().st_size for f in (tmp_path / "plain").iterdir() if f.name not in ("README.md", REPORT))
+        assert (entry.weight_bytes, entry.disk_bytes, entry.bits_linears, entry.bits_model) == (size, disk, 32.0, 32.0)
+    report = tiny_models.run_recipe(tiny_models.recipe_for(None, QUANTIZE), tmp_path / "plain", tmp_path / "second")
+    chain = chain_of(report)
+    assert chain is not None and report.warnings == read_report(pruned).warnings
+    assert [link.bytes for link in chain.links] == [report.history[0].source_bytes, size, report.size.output_bytes]
+    assert chain.links[1].bits_linears == 32.0
+    assert chain.links[1].run is not None and chain.links[1].run.label.endswith("; exported as dense")
 
 
 def test_a_report_of_other_weights_is_not_believed(pruned: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from killing import Killed, dying
 from torch import Tensor
 
 from compressor.engine import distill as distilling
@@ -95,10 +96,6 @@ def test_it_is_compressed_like_any_other(finished: Any, stage: Any, calibration:
     assert float((stock - tiny_models.stock_logits(finished[0], ids)).abs().max()) > 1e-3
 
 
-class Killed(BaseException):
-    """What stands for kill -9 inside the process: nothing catches it."""
-
-
 def test_killed_in_both_stages_it_ends_with_the_same_bytes(
     source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,17 +104,8 @@ def test_killed_in_both_stages_it_ends_with_the_same_bytes(
     monkeypatch.setattr(distilling, "SAVE_EVERY", 0.0)
     transfer, step, calls = rounds.transfer_block, distilling._step, {"transfer": 0, "step": 0}
 
-    def dying(what: str, plain: Any, fatal: int) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            calls[what] += 1
-            if calls[what] == fatal:
-                raise Killed
-            return plain(*args, **kwargs)
-
-        return call
-
-    monkeypatch.setattr(rounds, "transfer_block", dying("transfer", transfer, 2))
-    monkeypatch.setattr(distilling, "_step", dying("step", step, 4))
+    monkeypatch.setattr(rounds, "transfer_block", dying(calls, "transfer", transfer, 2))
+    monkeypatch.setattr(distilling, "_step", dying(calls, "step", step, 4))
     for _ in range(2):
         with pytest.raises(Killed):
             tiny_models.run_recipe(wanted, source, tmp_path / "out")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from killing import Killed
 from torch import Tensor
 
 from compressor.engine import distill as distilling
@@ -52,10 +53,6 @@ def weights(folder: Path) -> bytes:
 
 def logits(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 2
-
-
-class Killed(BaseException):
-    """What stands for kill -9 inside the process: nothing catches it."""
 
 
 def dying(plain: Any, fatal: int, calls: list[int]) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from killing import Killed, dying
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
@@ -157,10 +158,6 @@ def test_it_is_quantized_like_any_other(finished: Any, calibration: Path, tmp_pa
     assert float((stock - tiny_models.stock_logits(finished[method][0], ids)).abs().max()) > 1e-3
 
 
-class Killed(BaseException):
-    """What stands for kill -9 inside the process: nothing catches it."""
-
-
 @pytest.mark.parametrize(("method", "train"), [("mamba2", "full"), ("gdn", "lora")])
 def test_killed_in_both_stages_it_ends_with_the_same_bytes(
     sources: Any, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, train: str
@@ -170,17 +167,8 @@ def test_killed_in_both_stages_it_ends_with_the_same_bytes(
     monkeypatch.setattr(distilling, "SAVE_EVERY", 0.0)
     transfer, step, calls = rounds.transfer_block, distilling._step, {"transfer": 0, "step": 0}
 
-    def dying(what: str, plain: Any, fatal: int) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            calls[what] += 1
-            if calls[what] == fatal:
-                raise Killed
-            return plain(*args, **kwargs)
-
-        return call
-
-    monkeypatch.setattr(rounds, "transfer_block", dying("transfer", transfer, 2))
-    monkeypatch.setattr(distilling, "_step", dying("step", step, 4))
+    monkeypatch.setattr(rounds, "transfer_block", dying(calls, "transfer", transfer, 2))
+    monkeypatch.setattr(distilling, "_step", dying(calls, "step", step, 4))
     for _ in range(2):
         with pytest.raises(Killed):
             tiny_models.run_recipe(wanted, sources[method], tmp_path / "out")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from killing import Killed
 from transformers import AutoModelForCausalLM
 
 from compressor.errors import UserError
@@ -129,9 +130,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     recipe = narrowed(calibration, verify=False, mlp=0.8, values=0.5)
     tiny_models.run_recipe(recipe, source, tmp_path / "whole")
     original = stream.narrow_block
-
-    class Killed(BaseException):
-        pass
 
     def dying(run: Any, number: int, block: int, work: Any) -> None:
         if block == 1:

@@ -52,13 +52,6 @@ def quantized(stage: dict[str, Any], calibration: Path, **content: Any) -> Any:
     return tiny_models.recipe_for(calibration, {"quantize": stage}, **content)
 
 
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny bf16 Llama, whose values are rounded once more than in float32."""
-    model = tiny_models.random_model("llama", dtype=torch.bfloat16)
-    return tiny_models.save(model, tmp_path_factory.mktemp("models") / "half")
-
-
 @pytest.mark.parametrize("stage", STAGES, ids=name_of)
 def test_reloaded_weights_are_those_of_the_run(
     stage: dict[str, Any], half: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

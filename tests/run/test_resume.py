@@ -9,22 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
+from killing import Killed, killer
 
 from compressor.errors import UserError
 from compressor.run import stream
 
 WEIGHTS = "model.safetensors"
 BLOCKS = 4
-
-
-class Killed(BaseException):
-    """What stands for kill -9 inside the process: nothing catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +51,6 @@ def same_result(output: Path, report: Any, uninterrupted: Any) -> None:
     assert [layer.model_copy(update={"seconds": 0.0}) for layer in report.layers] == [
         layer.model_copy(update={"seconds": 0.0}) for layer in whole.layers
     ]
-
-
-def killer(patch: pytest.MonkeyPatch, fatal: int) -> list[str]:
-    """Raise at file operation number ``fatal`` (before it is done); returns the growing list of operations."""
-    done: list[str] = []
-
-    def watched(owner: Any, name: str) -> None:
-        plain: Callable[..., Any] = getattr(owner, name)
-
-        def operation(*args: Any, **kwargs: Any) -> Any:
-            if len(done) == fatal:
-                raise Killed
-            done.append(f"{name} {args[0]}")
-            return plain(*args, **kwargs)
-
-        patch.setattr(owner, name, operation)
-
-    for name in ("replace", "rename", "unlink", "mkdir"):
-        watched(Path, name)
-    watched(shutil, "rmtree")
-    watched(shutil, "copyfile")
-    return done
 
 
 @pytest.mark.slow

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from compressor.errors import UserError
+from compressor.run import task_names, task_plan
+from compressor.run.settings import EvaluationSettings
 from compressor.run.task_files import exact_match, read_task_file, task_config
 from compressor.run.task_names import sort_tasks
+from compressor.run.task_plan import foreseen_tasks
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -76,8 +79,28 @@ def test_words_are_sorted_out(tmp_path: Path) -> None:
     file = write(tmp_path / "q.jsonl", {"query": "1 + 1 =", "answer": "2"})
     task = write(tmp_path / "t.yaml", "task: t")
     asked = sort_tasks([f"{file}, arc_easy", str(tmp_path), str(task)])
-    assert [config["task"] for config in asked.configs] == ["q"]
+    assert [file.name for file in asked.files] == ["q"]
     assert (asked.names, asked.folders, asked.yaml_files) == (["arc_easy"], [tmp_path], [task])
     for words in ([","], ["no/where"], ["none.yaml"]):
         with pytest.raises(UserError):
             sort_tasks(words)
+
+
+def test_what_a_plan_knows_of_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the harness: only that it is there is asked."""
+    monkeypatch.setattr(task_names, "find_spec", lambda _: object())
+    monkeypatch.setattr(task_plan, "version", lambda _: "0.4")
+    rows = [{"query": "a", "choices": ["b"] * count, "gold": 0} for count in (2, 3, 4)]
+    file = write(tmp_path / "several.jsonl", *rows)
+    written = write(tmp_path / "sums.jsonl", {"query": "a", "answer": "b"})
+    words = (str(file), str(tmp_path), "hellaswag", str(written))
+    told = foreseen_tasks(EvaluationSettings(tasks=words, task_limit=2))
+    assert [(t.name, t.shots, t.limit, t.total, t.requests) for t in told] == [
+        ("several", 0, 2, 3, 5),
+        ("sums", 0, 2, 1, 1),
+        (f"{tmp_path.name}/", None, 2, None, None),
+        ("hellaswag", None, 2, None, None),
+    ]
+    (one,) = foreseen_tasks(EvaluationSettings(tasks=(str(file),), task_shots=1))
+    assert (one.shots, one.requests) == (1, 9)
+    assert foreseen_tasks(EvaluationSettings()) == ()

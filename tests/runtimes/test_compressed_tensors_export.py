@@ -49,7 +49,7 @@ def folders(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Fold
     tiny_models.run_recipe(recipe, base / "float32-source", base / "embeddings")
     made = {name: (base / name, base / f"{name}-out") for name in ("float32", "bfloat16", "embeddings")}
     for name, (packed, out) in made.items():
-        done = export_compressed_tensors(str(packed), out)
+        done = export_compressed_tensors(str(packed), out, verify=False)
         assert done.exact and "matrices with zero points are stored with one more bit" in done.notes[0]
         assert ("model.embed_tokens is stored dense" in "".join(done.notes)) is (name == "embeddings")
         assert done.matrices == (14 if name == "embeddings" else 10)

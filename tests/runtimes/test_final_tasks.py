@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Command, make_command
-from foreign import need_package
-from questions import harness_task, sequences, write
+from command_line import Command
+from killing import Killed
+from questions import harness_task, sequences, stories, write
 
 from compressor.errors import UserError
 from compressor.report.files import read_report
 from compressor.report.schema import Report
 from compressor.run import tasks
+from compressor.run.progress import quiet
 from compressor.run.recipe import make_recipe
 from compressor.run.session import Options
 from compressor.run.stream import compress, foresee
+from compressor.run.task_names import sort_tasks
 from compressor.run.whole import Found
 
+pytestmark = pytest.mark.usefixtures("harness")
+
 RTN = ("--method", "rtn", "--bits", 3, "--group", 32, "--asymmetric")
-
-
-@pytest.fixture(autouse=True)
-def harness() -> None:
-    need_package("lm_eval")
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
 
 
 def recipe(**evaluation: Any) -> Any:
@@ -40,6 +35,28 @@ def recipe(**evaluation: Any) -> Any:
     return make_recipe(
         {"stages": stages, "verify": False, "evaluation": {"texts": ["none"], "samples": 0, **evaluation}}
     )
+
+
+def test_a_plan_says_how_many_answers_the_harness_will_ask_for(command: Command, tmp_path: Path) -> None:
+    from compressor.run.task_harness import load_questions
+
+    begin = {"context_options": ["a b", "c d", "e f"], "continuation": "g", "gold": 1}
+    files = [
+        write(tmp_path / "choices.jsonl", sequences(5)),
+        write(tmp_path / "begin.jsonl", [begin] * 4),
+        write(tmp_path / "go.jsonl", [{"context": "a", "continuation": "b"}] * 2),
+        write(tmp_path / "sums.jsonl", stories(6)),
+    ]
+    words = ",".join(map(str, files))
+    planned = command("prune", "embedded", "--eval-tasks", words, "--eval-task-limit", 4, "--dry-run", "--json")
+    told = [(task["name"], task["requests"]) for task in json.loads(planned.out)["tasks"]]
+    asked = load_questions(sort_tasks([words]), None, 4, quiet())
+    assert told == [(name, each.requests) for each in asked for name in each.tasks]
+    assert told == [("choices", 16), ("begin", 12), ("go", 2), ("sums", 4)]
+    shown = command("prune", "embedded", "--eval-tasks", f"{files[0]},hellaswag", "--eval-task-limit", 4, "--dry-run")
+    assert re.search(r"choices +choices\.jsonl: choices +0 +4/5 +16\n", shown.out), shown.out
+    assert re.search(r"hellaswag +lm-eval's own, by name +its own +first 4 +\S\n", shown.out), shown.out
+    assert "\\x" not in shown.out and "result and source at the end (lm-eval" in shown.out
 
 
 def test_a_verb_with_tasks(command: Command, tmp_path: Path) -> None:
@@ -62,9 +79,6 @@ def test_answers_are_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.Mon
     """Killed while the base answers its second task: only that one is left, and a task that was added."""
     files = [str(write(tmp_path / f"{name}.jsonl", sequences(count))) for name, count in (("a", 4), ("b", 5), ("c", 6))]
     whole = compress(recipe(tasks=files[:2]), "embedded", Options(tmp_path / "whole")).tasks
-
-    class Killed(BaseException):
-        pass
 
     saved: list[str] = []
     real = tasks.Kept

@@ -49,7 +49,7 @@ def _needs() -> None:
 
 def gguf(folder: Path, out: Path, kind: str = "auto", **options: Any) -> Path:
     """Export, and return the file."""
-    export_gguf(str(folder), out, kind=kind, **options)
+    export_gguf(str(folder), out, kind=kind, **options, verify=False)
     return next(out.glob("*.gguf"))
 
 
@@ -106,7 +106,7 @@ def test_packed_models_keep_their_perplexity(name: str, code: str, tmp_path: Pat
     """The integers of our folder, in llama.cpp's products; against our folder in transformers."""
     made = {"int4 groups of 32": integers(4, 32), "int4 groups of 128": integers(4, 128), "trits": trits(1, 128)}[code]
     packed = repacked.repack(model_folder(name), tmp_path / "packed", made)
-    done = export_gguf(str(packed), tmp_path / "out", kind="auto")
+    done = export_gguf(str(packed), tmp_path / "out", kind="auto", verify=False)
     assert done.form == "gguf Q4_0"
     ids = windows_of(name, packed, 2, 128)
     answer = ask(next((tmp_path / "out").glob("*.gguf")), tmp_path, windows=ids.tolist())

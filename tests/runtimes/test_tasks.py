@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import Command, make_command
-from foreign import need_package
+from command_line import Command
 from questions import harness_task, sequences, stories, write
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,6 +19,7 @@ from compressor.engine.checkpoint import resolve_model
 from compressor.errors import UserError
 from compressor.report.files import read_report, write_report
 from compressor.report.schema_use import TaskResult
+from compressor.run.export_dense import export_dense
 from compressor.run.progress import quiet
 from compressor.run.recipe import make_recipe
 from compressor.run.session import Options
@@ -27,15 +27,12 @@ from compressor.run.stream import compress
 from compressor.run.task_names import sort_tasks
 from compressor.run.tasks import run_tasks
 
-
-@pytest.fixture(autouse=True)
-def harness() -> None:
-    need_package("lm_eval")
+pytestmark = pytest.mark.usefixtures("harness")
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capsys)
+ANSWERED = {
+    "task": "next", "metric": "acc", "value": 0.5, "samples": 6, "output_type": "multiple_choice", "harness": "0.4",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +253,39 @@ def test_against_the_base_into_report_and_card(command: Command, packed: Path, t
     edited = command(*asked, "--into-report")
     assert "README.md was edited by hand" in edited.err
     assert (packed / "README.md").read_text(encoding="utf-8").endswith("By hand.\n")
+
+
+def test_into_report_and_card_of_an_export(command: Command, packed: Path, tmp_path: Path) -> None:
+    """As of a packed folder; what was answered before the export is told apart, and goes when it is asked again."""
+    report, before = read_report(packed), TaskResult.model_validate(ANSWERED)
+    write_report(
+        report.model_copy(update={"tasks": [before]}), packed, source_card="---\nlicense: mit\n---\nA model.\n"
+    )
+    plain = tmp_path / "plain"
+    export_dense(str(packed), plain, verify=False)
+    card = (plain / "README.md").read_text(encoding="utf-8")
+    assert "| next, before the export | acc |" in card and "was measured on the folder it was made from.\n" in card
+    file = write(tmp_path / "more.jsonl", sequences(6))
+    assert command("evaluate", plain, "--tasks", file, "--into-report").err == ""
+    first = (plain / "README.md").read_text(encoding="utf-8")
+    assert "| next, before the export | acc |" in first and "| more | acc |" in first
+    assert "the tasks that do not say “before the export” were answered by what lies here" in first
+    kept = [line for line in first.splitlines() if line in card.splitlines()]
+    assert "license: mit" in first and len(kept) > 0.9 * len(card.splitlines()), "all else is as it was"
+    assert [(each.task, each.before_export) for each in read_report(plain).tasks if each.metric == "acc"] == [
+        ("next", True),
+        ("more", False),
+    ]
+    again = write(tmp_path / "next.jsonl", sequences(5))
+    assert command("evaluate", plain, "--tasks", again, "--into-report").err == ""
+    second = (plain / "README.md").read_text(encoding="utf-8")
+    assert "| next | acc |" in second and "| next, before" not in second
+    assert "; but the tasks were answered by what lies here." in second
+    assert not (plain / "report.html").exists(), "an export has no page"
+    (plain / "README.md").write_text(second + "By hand.\n", encoding="utf-8")
+    assert "README.md was edited by hand" in command("evaluate", plain, "--tasks", file, "--into-report").err
+    assert (plain / "README.md").read_text(encoding="utf-8") == second + "By hand.\n"
+    write_report(report, packed)
 
 
 def test_what_is_refused(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

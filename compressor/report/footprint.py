@@ -1,0 +1,31 @@
+"""How large the folder is that a report lies in: an export of a packed folder has a size of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compressor.report.schema import Report
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes and bits of a folder.
+
+    Attributes:
+        weight_bytes: of the weight files.
+        disk_bytes: of all files but report, page and card; None where an older report does not say.
+        bits_linears, bits_model: bits for each source parameter; the same.
+    """
+
+    weight_bytes: int
+    disk_bytes: int | None
+    bits_linears: float | None
+    bits_model: float | None
+
+
+def footprint(report: Report) -> Footprint:
+    """What the report says of its folder."""
+    size, form = report.size, report.exported
+    if form is None:
+        return Footprint(size.output_bytes, size.disk_bytes, size.bits_per_weight_linears, size.bits_per_weight_model)
+    return Footprint(form.file_bytes, form.disk_bytes, form.bits_per_weight_linears, form.bits_per_weight_model)

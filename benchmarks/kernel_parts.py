@@ -12,7 +12,18 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.ggml_process import Ggml
-from benchmarks.kernel_matrices import DENSE, FORMATS, GROUP, PLANES, Packed, random_packed, rotation
+from benchmarks.kernel_matrices import (
+    DENSE,
+    FORMATS,
+    GROUP,
+    LOW_RANK,
+    PARTIAL,
+    PLANES,
+    SPARSE,
+    Packed,
+    random_packed,
+    rotation,
+)
 from benchmarks.kernel_timing import CPU, WALL, Clock, Contender, busy, interleave, timed
 from compressor.kernels.matrix import DTYPES, Matrix
 from compressor.kernels.native import LEVELS, Native, native
@@ -214,13 +225,14 @@ def gemv(s: Setup, rounds: int) -> dict[str, Any]:
 
 
 def tokens(s: Setup, rounds: int) -> dict[str, Any]:
-    """Several tokens, one thread: trit planes and int4 against PyTorch and llama.cpp."""
+    """Several tokens, one thread, every format that is read for all of them at once or unpacked on the way."""
+    packed = {name: random_packed(name, s.m, s.n) for name in (PLANES, "int4", PARTIAL, SPARSE, LOW_RANK)}
 
     def make() -> list[Contender]:
         contenders = [torch_linear(s), torch_linear(s, torch.float32), int4pack(s)]
         contenders += [theirs(s, Q4)] if s.ggml else []
-        for name in (PLANES, "int4"):
-            contenders += ours(s, name, random_packed(name, s.m, s.n), levels(), [False])
+        for name, each in packed.items():
+            contenders += ours(s, name, each, levels(), [False, True] if name == PLANES else [False])
         return contenders
 
     return _measured(s, make, rounds)

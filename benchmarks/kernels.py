@@ -23,7 +23,7 @@ from benchmarks.sections import OUT, ROOT, write_section
 from compressor.kernels.native import native
 
 SHAPES = ("2048x2048", "4096x4096", "4096x11008")
-TOKENS = (2, 4, 8, 32, 512)
+TOKENS = (2, 4, 8, 16, 32, 128, 512)
 PARTS = ("gemv", "tokens", "threads", "load", "model", "layout")
 MODEL = (2048, 5632, 8, 32000)
 MEMORY = 128 << 20  # bytes that the weights of each contender rotate through

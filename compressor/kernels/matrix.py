@@ -39,9 +39,6 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FEW = 3
 """Up to so many tokens every kind is multiplied as one token is: what is rounded for one is rounded for these."""
 
-PANELS = 128
-"""Up to so many tokens in bf16, unpacking 16 rows at a time is faster than unpacking the matrix for PyTorch."""
-
 
 class Way(IntEnum):
     """What the kernels multiply, by their numbers for it."""
@@ -51,36 +48,39 @@ class Way(IntEnum):
     EXACT = 1
     """Activations as they are."""
     UNPACKED = 2
-    """The same, and the matrix rounded to bf16."""
+    """Activations as they are, 16 unpacked rows at a time; in bf16 where the processor multiplies the activations so."""
 
 
-def multiplies_bf16(level: str) -> bool:
-    """Return whether an instruction set has products of bf16 on this processor."""
+def multiplies_bf16(level: str, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Return whether an instruction set has products of bf16 on this processor, and activations are in it."""
     found = native()
-    return level == "avx512" and found is not None and found.bf16
+    return level == "avx512" and dtype is torch.bfloat16 and found is not None and found.bf16
 
 
-def has_panels(level: str, dtype: torch.dtype) -> bool:
-    """Return whether the kernels can multiply by a matrix in bf16, unpacking it on the way."""
-    return dtype is torch.bfloat16 and multiplies_bf16(level)
-
-
-def most_tokens(kind: Kind, level: str, dtype: torch.dtype, exact: bool) -> float:
+def packed_tokens(kind: Kind, level: str, dtype: torch.dtype, exact: bool) -> float:
     """Return up to how many tokens multiplying by the packed matrix is faster than unpacking it.
 
-    Measured at 2048 x 2048 on one thread: where both take the same time, rounded down. With activations of 8 bits,
-    levels are faster for any number of tokens; everything else takes one token, or a few, after the other.
+    This and `panel_tokens` were measured at 2048 x 2048 on one thread: where both take the same time, rounded down.
+    With activations of 8 bits, levels are faster for any number of tokens; everything else takes one token, or a few,
+    after the other.
     """
-    panels, bf16 = has_panels(level, dtype), multiplies_bf16(level)
+    bf16, wide = multiplies_bf16(level, dtype), level == "avx512"
     if kind <= Kind.SIGN:
-        return math.inf if not exact else 24 if panels else 16 if bf16 else 4
-    if kind in (Kind.PARTIAL, Kind.SPARSE8) and exact:
-        return 1 if panels else 4 if bf16 else 8
+        return math.inf if not exact else 24 if bf16 else 8 if multiplies_bf16(level) else 4
     if kind in (Kind.PARTIAL, Kind.SPARSE8):
-        return FEW if panels else 16 if level == "avx512" else 4
+        return 1 if exact else FEW if bf16 else 16 if wide else 4
     if kind in (Kind.SPARSE_BF16, Kind.SPARSE_FP16):
-        return 2 if panels else 8 if bf16 else 4
-    return 1 if panels else 4
+        return 2 if bf16 or (wide and exact) else 6 if wide else 3
+    return 1 if bf16 else 8
+
+
+def panel_tokens(kind: Kind, level: str, dtype: torch.dtype) -> float:
+    """Return up to how many tokens `Way.UNPACKED` is faster than unpacking the matrix for PyTorch's product."""
+    if dtype is torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return math.inf  # PyTorch is slow then
+    if kind >= Kind.DENSE_BF16 and not multiplies_bf16(level, dtype):
+        return 0
+    return 128 if level == "avx512" else 48
 
 
 def room(nbytes: int) -> Tensor:
@@ -157,8 +157,8 @@ class Matrix:
         if n != self.n:
             raise ValueError(f"a matrix of {self.m} x {self.n} cannot multiply inputs of {tuple(x.shape)}")
         tokens, way = x.numel() // n, Way(exact)
-        if tokens > 1 and tokens > most_tokens(self.kind, level, x.dtype, exact):
-            if tokens > PANELS or not has_panels(level, x.dtype):
+        if tokens > 1 and tokens > packed_tokens(self.kind, level, x.dtype, exact):
+            if tokens > panel_tokens(self.kind, level, x.dtype):
                 weight = self.dense(x.dtype, level)
                 return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
             way = Way.UNPACKED
@@ -171,7 +171,7 @@ class Matrix:
         """Write ``x W^T + bias`` to ``out``: (tokens, n) and (tokens, m) of one dtype, contiguous, one token at least.
 
         Raises:
-            ValueError: arguments do not fit; `Way.UNPACKED` where `has_panels` says no.
+            ValueError: arguments do not fit.
         """
         found = native()
         assert found is not None

@@ -15,7 +15,7 @@ from kernel_cases import CASES, numbers
 from torch import Tensor
 
 from compressor.kernels import matrix as matrices
-from compressor.kernels.matrix import DTYPES, Kind, Matrix, Way, has_panels
+from compressor.kernels.matrix import DTYPES, Kind, Matrix, Way
 from compressor.kernels.native import LEVELS, Native
 
 SOME = ("trit2", "trit3", "int3", "int8-zeros", "sign", "partial-means", "sparse8", "sparse-bf16", "dense-fp16")
@@ -24,7 +24,7 @@ SOME = ("trit2", "trit3", "int3", "int8-zeros", "sign", "partial-means", "sparse
 @pytest.fixture(autouse=True)
 def kernels_only(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is handed to PyTorch, however many tokens there are; one thread, unless a test says otherwise."""
-    monkeypatch.setattr(matrices, "most_tokens", lambda *_: 1 << 30)
+    monkeypatch.setattr(matrices, "packed_tokens", lambda *_: 1 << 30)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -38,9 +38,9 @@ def answers(level: str, names: tuple[str, ...] = SOME, m: int = 200) -> list[Ten
         for tokens in (1, 3, 5, 13):
             x = torch.randn(tokens, 300, generator=numbers(1, tokens, 300))
             out += [matrix.product(x, None, level, exact) for exact in (False, True)]
-            if has_panels(level, torch.bfloat16):
-                out.append(torch.empty(tokens, m, dtype=torch.bfloat16))
-                matrix.multiply(x.bfloat16(), None, out[-1], level, Way.UNPACKED)
+            for dtype in (torch.float32, torch.bfloat16):
+                out.append(torch.empty(tokens, m, dtype=dtype))
+                matrix.multiply(x.to(dtype), None, out[-1], level, Way.UNPACKED)
         if name != "dense-fp16":
             out.append(matrix.dense(torch.float32, level))
     return out
@@ -152,7 +152,7 @@ def wrong_words(matrix: Matrix) -> list[dict[str, Any]]:
         "tokens": [0, -1, 1 << 31, 1 << 62],
         "out": [0, None],
         "bias": [2, 3, None],
-        "way": [-1, 2, 3],
+        "way": [-1, 3],
         "threads": [0, -1, 1025],
         "level": [-1, len(LEVELS)],
     }

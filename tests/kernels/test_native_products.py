@@ -12,7 +12,7 @@ from kernel_cases import CASES, HERE, Case, excess, numbers, quantized, whole_nu
 from torch import Tensor
 
 from compressor.kernels import matrix as matrices
-from compressor.kernels.matrix import Kind, Matrix, Way
+from compressor.kernels.matrix import Kind, Matrix, Way, multiplies_bf16
 from compressor.kernels.native import LEVELS, Native
 from compressor.kernels.records import trit_records
 
@@ -27,7 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.fixture(autouse=True)
 def kernels_only(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is handed to PyTorch, however many tokens there are; one thread, unless a test says otherwise."""
-    monkeypatch.setattr(matrices, "most_tokens", lambda *_: 1 << 30)
+    monkeypatch.setattr(matrices, "packed_tokens", lambda *_: 1 << 30)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -65,45 +65,61 @@ def test_products_are_those_of_fp64(level: str, name: str, kernels: Native) -> N
                 check(case, activations(tokens, n, dtype), level, exact, bias if (index + place) % 2 else None)
 
 
-def unpacked(matrix: Matrix, x: Tensor, bias: Tensor | None) -> Tensor:
-    out = torch.full((len(x), matrix.m), float("nan"), dtype=torch.bfloat16)
-    matrix.multiply(x, bias, out, "avx512", Way.UNPACKED)
+def unpacked(matrix: Matrix, x: Tensor, bias: Tensor | None, level: str) -> Tensor:
+    out = torch.full((len(x), matrix.m), float("nan"), dtype=x.dtype)
+    matrix.multiply(x, bias, out, level, Way.UNPACKED)
     return out
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_matrices_that_are_unpacked_on_the_way(name: str, kernels: Native) -> None:
-    """Weights are rounded to bf16, sums are in fp32; what bf16 has comes out exactly."""
-    if not kernels.bf16:
-        pytest.skip("this processor has no products of bf16")
-    for m, n, group in SHAPES:
-        case = CASES[name](m, n, group, "avx512")
-        for bias in (None, torch.randn(m, generator=numbers(3, m, n))):
-            for tokens in (1, 2, 4, 5, 33):
-                x = activations(tokens, n, torch.bfloat16)
-                y = unpacked(case.matrix, x, bias)
-                rounded = case.dense.bfloat16().double()
-                want = x.double() @ rounded.T + (0 if bias is None else bias.double())
-                # an entry that is nearly half way between two may be rounded to the other
-                sizes = x.double().abs() @ case.dense.abs().T
-                room = 2**-8 * want.abs() + 1e-4 * sizes + 1e-6
-                assert bool(((y.double() - want).abs() <= room).all()), (m, n, tokens)
+@pytest.mark.parametrize("level", HERE)
+def test_matrices_that_are_unpacked_on_the_way(level: str, name: str, kernels: Native) -> None:
+    """Sums are in fp32. Beside activations in bf16, where a processor multiplies these, weights are rounded to it."""
+    need(kernels, level)
+    for index, (m, n, group) in enumerate(SHAPES):
+        case = CASES[name](m, n, group, level)
+        bias = torch.randn(m, generator=numbers(3, m, n)) if index % 2 else None
+        for place, tokens in enumerate((1, 2, 4, 5, 33)):
+            dtype = DTYPES[(index + place) % 3]
+            x = activations(tokens, n, dtype)
+            y = unpacked(case.matrix, x, bias, level)
+            if not multiplies_bf16(level, dtype):
+                assert excess(case, x, y, bias, True) <= 1, (m, n, tokens, dtype)
+                continue
+            want = x.double() @ case.dense.bfloat16().double().T + (0 if bias is None else bias.double())
+            # an entry that is nearly half way between two may be rounded to the other
+            room = 2**-8 * want.abs() + 1e-4 * (x.double().abs() @ case.dense.abs().T) + 1e-6
+            assert bool(((y.double() - want).abs() <= room).all()), (m, n, tokens)
 
 
-def test_whole_numbers_unpacked_on_the_way(kernels: Native) -> None:
-    if not kernels.bf16:
-        pytest.skip("this processor has no products of bf16")
+@pytest.mark.parametrize("level", HERE)
+def test_whole_numbers_unpacked_on_the_way(level: str, kernels: Native) -> None:
+    need(kernels, level)
     for m, n in ((1, 5), (17, 129), (48, 256)):
-        for tokens in (1, 3, 6, 13):
-            x = torch.randint(-127, 128, (tokens, n), generator=numbers(6, tokens, n)).bfloat16()
-            for case in whole_numbers(m, n, "avx512"):
-                want = (x.double() @ case.dense.T).bfloat16()
-                assert torch.equal(unpacked(case.matrix, x, None), want), (case.matrix.kind, m, n, tokens)
+        for tokens, dtype in ((1, torch.bfloat16), (3, torch.float32), (6, torch.bfloat16), (13, torch.float32)):
+            x = torch.randint(-127, 128, (tokens, n), generator=numbers(6, tokens, n)).to(dtype)
+            for case in whole_numbers(m, n, level):
+                want = (x.double() @ case.dense.T).to(dtype)
+                assert torch.equal(unpacked(case.matrix, x, None, level), want), (case.matrix.kind, m, n, tokens)
                 spoiled = x.clone()
                 spoiled[-1, 3] = float("inf")
-                y = unpacked(case.matrix, spoiled, None)
+                y = unpacked(case.matrix, spoiled, None, level)
                 assert torch.equal(y[:-1], want[:-1])
                 assert not bool(y[-1][case.dense[:, 3] != 0].isfinite().any())
+
+
+def test_each_way_is_taken(kernels: Native, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the number of tokens: the packed matrix, 16 rows at a time, all of it; and what comes out is the same."""
+    level = LEVELS[kernels.best]
+    case = CASES["partial-means"](50, 300, 128, level)
+    taken: list[Way] = []
+    multiply = Matrix.multiply
+    monkeypatch.setattr(Matrix, "multiply", lambda *given: (taken.append(given[-1]), multiply(*given))[1])
+    monkeypatch.setattr(matrices, "packed_tokens", lambda *_: 2)
+    monkeypatch.setattr(matrices, "panel_tokens", lambda *_: 4)
+    for tokens in range(1, 7):
+        check(case, activations(tokens, 300, torch.float32), level, True)
+    assert taken == [Way.EXACT, Way.EXACT, Way.UNPACKED, Way.UNPACKED]
 
 
 @pytest.mark.parametrize("name", CASES)

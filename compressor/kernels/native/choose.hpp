@@ -34,7 +34,9 @@ static void by_unpacking(int kind, Work&& work) {
     case PARTIAL: return work(UnpackPartial<true>());
     case SPARSE8: return work(UnpackPartial<false>());
     case SPARSE_BF16: return work(UnpackSparse<SPARSE_BF16>());
-    default: return work(UnpackSparse<SPARSE_FP16>());
+    case SPARSE_FP16: return work(UnpackSparse<SPARSE_FP16>());
+    case DENSE_BF16: return work(UnpackPlain<DENSE_BF16>());
+    default: return work(UnpackPlain<DENSE_FP16>());
   }
 }
 
@@ -43,10 +45,12 @@ static void unpack(const Matrix& w, char* out, int dtype, int threads) {
 }
 
 static void run(const Call& c) {
+  if (!c.unpacked) return run_packed(c);
+  by_unpacking(c.w.kind, [&](auto how) {
+    using Unpack = decltype(how);
 #if COMPRESSOR_LEVEL == 2
-  if (c.unpacked && c.w.kind == DENSE_BF16) return run_panels<Plain<DENSE_BF16>>(c);
-  if (c.unpacked && c.w.kind == DENSE_FP16) return run_panels<Plain<DENSE_FP16>>(c);
-  if (c.unpacked) return by_unpacking(c.w.kind, [&](auto how) { run_panels<decltype(how)>(c); });
+    if (c.dtype == BFLOAT16 && c.bf16_products) return run_panels<InBf16<Unpack>>(c);
 #endif
-  run_packed(c);
+    run_panels<InFp32<Unpack>>(c);
+  });
 }

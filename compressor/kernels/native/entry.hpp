@@ -162,7 +162,7 @@ PyObject* freely(Work&& work) {
 
 // (matrix, x, dtype, tokens, out, bias, way, threads, level): out (tokens, m) = x (tokens, n) times the matrix, plus
 // bias (m,) fp32; x and out of the same dtype. Ways: 0 by activations in 8 bits, 1 by exact ones, 2 by exact ones and the
-// matrix in bf16, which is for activations of that dtype and processors that multiply it.
+// unpacked matrix, that in bf16 for activations of this dtype where the processor multiplies it.
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Arguments in(args, count);
   Call call{};
@@ -180,7 +180,6 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   in.expect(reinterpret_cast<uintptr_t>(call.out) % width(call.dtype) == 0, "alignment of out");
   const int level = level_from(in);
   call.bf16_products = machine.bf16;
-  in.expect(!call.unpacked || (machine.bf16 && level == AVX512 && call.dtype == BFLOAT16), "way");
   if (!in.good()) return nullptr;
   return freely([&] { run_at(level, call); });
 }

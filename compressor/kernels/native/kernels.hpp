@@ -3,9 +3,10 @@
 #include "quantize.hpp"
 #include "rows.hpp"
 #include "write.hpp"
+#include "panels.hpp"
 #if COMPRESSOR_LEVEL == 2
 #include "exact.hpp"
-#include "panels.hpp"
+#include "panels_bf16.hpp"
 #endif
 #include "levels_run.hpp"
 #include "rows_run.hpp"

@@ -64,7 +64,7 @@ struct Call {
   void* out;
   const float* bias;
   bool exact;     // activations as they are
-  bool unpacked;  // and the matrix as bf16
+  bool unpacked;  // and the matrix, too, or rounded to bf16 if they are
   bool bf16_products;
   int threads;
 };

@@ -1,181 +1,67 @@
-// Tokens times a matrix that is unpacked on the way to bf16, 16 rows at a time, which stay in the second cache.
-// Included for AVX-512 alone.
+// Tokens times a matrix that is unpacked on the way, 16 rows at a time, which stay in the second cache. Included once for each
+// instruction set.
 
-#define KBF __attribute__((noinline, target(COMPRESSOR_TARGET ",avx512bf16,avx512bitalg")))
-
-// A panel (16, inputs) times tokens (tokens, inputs), inputs a multiple of 32; rows are `apart` and `stride` numbers from each
-// other. y[t][row].
-static KBF void times_panel(const uint16_t* panel, long apart, const uint16_t* x, long stride, long inputs, long tokens, float* y) {
-  for (long t = 0; t < tokens; t += 4) {
-    const uint16_t* in[4];
-    for (long j = 0; j < 4; ++j) in[j] = x + (t + j < tokens ? t + j : tokens - 1) * stride;
-    for (int r = 0; r < 16; r += 4) {
-      const uint16_t* const rows = panel + r * apart;
-      __m512 sums[16] = {};
-      for (long k = 0; k < inputs; k += 32) {
-        __m512bh w[4];
+// A panel (16, inputs) times tokens (tokens, inputs), all in rows of `stride`, inputs a multiple of 16; y[t][row].
+KERNEL void times_rows(const float* panel, const float* x, long stride, long inputs, long tokens, float* y) {
+  constexpr int kBlock = COMPRESSOR_LEVEL == 2 ? 4 : 2;  // of rows, and of tokens: their sums fill the registers
+  for (long t = 0; t < tokens; t += kBlock) {
+    const float* in[kBlock];
+    for (long j = 0; j < kBlock; ++j) in[j] = x + (t + j < tokens ? t + j : tokens - 1) * stride;
+    for (int r = 0; r < 16; r += kBlock) {
+      F16 sums[kBlock][kBlock] = {};
+      for (long k = 0; k < inputs; k += 16) {
+        F16 w[kBlock];
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) w[i] = (__m512bh)_mm512_loadu_si512(rows + i * apart + k);
+        for (int i = 0; i < kBlock; ++i) w[i] = load<F16>(panel + (r + i) * stride + k);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-          const __m512bh v = (__m512bh)_mm512_loadu_si512(in[j] + k);
+        for (int j = 0; j < kBlock; ++j) {
+          const F16 v = load<F16>(in[j] + k);
 #pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) sums[4 * j + i] = _mm512_dpbf16_ps(sums[4 * j + i], w[i], v);
+          for (int i = 0; i < kBlock; ++i) sums[j][i] += w[i] * v;
         }
       }
-      __m512i words[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) words[i] = _mm512_castps_si512(sums[i]);
-      float all[16];
-      keep(all, (F16)sums_of<true>(words));
-      for (long j = 0; j < 4 && t + j < tokens; ++j) std::memcpy(y + (t + j) * 16 + r, all + 4 * j, 4 * sizeof(float));
+      for (long j = 0; j < kBlock && t + j < tokens; ++j)
+        for (int i = 0; i < kBlock; ++i) y[(t + j) * 16 + r + i] = total(sums[j][i]);
     }
   }
 }
 
-static KBF void narrow(const float* from, int count, uint16_t* to) {
-  for (int i = 0; i < count; i += 32)
-    _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i)));
-}
-
-// Rows 16 tile .. of a matrix in bf16 (16, inputs), `stride` apart; rows beyond the last stay as they are.
+// What a panel is made of and multiplied by: activations of any dtype, the matrix as it is, both in fp32.
 template <class Unpack>
-struct Panel {
-  static void fill(const Matrix& w, long tile, uint16_t* panel, long stride) {
-    Unpack::tile(w, tile, [&](int r, long input, const float* values) { narrow(values, w.kb, panel + r * stride + input); });
+struct InFp32 {
+  using Number = float;
+  static void token(const Call& c, long t, Number* to) {
+    widen_tokens(static_cast<const char*>(c.x) + t * c.w.n * width(c.dtype), c.dtype, 0, 1, c.w.n, c.w.kb, c.w.groups(), to);
+  }
+  static const Number* rows(const Matrix& w, long tile, Number* panel, long stride) {
+    Unpack::tile(w, tile, [&](int r, long input, const float* values) {
+      std::memcpy(panel + r * stride + input, values, sizeof(float) * w.kb);
+    });
+    return panel;
+  }
+  static void times(const Matrix& w, const Number* panel, const Number*, const Number* x, long stride, long tokens, float* y) {
+    times_rows(panel, x, stride, w.groups() * w.kb, tokens, y);
   }
 };
 
-template <>
-struct Panel<UnpackSparse<SPARSE_BF16>> {
-  static KBF void fill(const Matrix& w, long tile, uint16_t* panel, long stride) {
-    const uint8_t* at = w.data + w.starts()[tile];
-    const long groups = w.groups(), rows = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16;
-    for (long r = 0; r < rows; ++r)
-      for (long g = 0; g < groups; ++g) {
-        uint32_t masks[4];
-        std::memcpy(masks, at, 16);
-        at += 16;
-#pragma GCC unroll 4
-        for (long i = 0; i < 4; ++i) {
-          ask(at);
-          _mm512_storeu_si512(panel + r * stride + 128 * g + 32 * i, _mm512_maskz_expand_epi16(masks[i], loaded(at)));
-          at += 2 * __builtin_popcount(masks[i]);
-        }
-      }
-  }
-};
-
-// Where 32 inputs of a row find their sign in a block: in which of the row's two words, and in which bit of it.
-struct Signs {
-  alignas(64) uint16_t word[32] = {}, bit[32] = {};
-  constexpr Signs() {
-    for (int input = 0; input < 32; ++input) {
-      word[input] = static_cast<uint16_t>(input % 4 / 2);
-      bit[input] = static_cast<uint16_t>(1 << (8 * (input % 2) + input / 4));
-    }
-  }
-};
-
-template <bool SIGNS>
-struct Panel<UnpackPartial<SIGNS>> {
-  // Marked entries are made where they stand side by side, and then moved to their places.
-  static KBF void fill(const Matrix& w, long tile, uint16_t* panel, long stride) {
-    static constexpr Signs kSigns{};
-    const uint8_t* at = w.data + w.starts()[tile];
-    float step[16], zero[16];
-    std::memcpy(step, at, sizeof step);
-    std::memcpy(zero, at + 64, sizeof zero);
-    at += 128;
-    for (long g = 0; g < w.groups(); ++g, panel += 128) {
-      __m512i blocks[4] = {};
-      uint16_t plus[16] = {}, minus[16] = {}, values[16 * 128 + 64];
-      if (SIGNS) {
-        const F16 scale = halves(at), mean = halves(at + 32);
-        _mm256_storeu_si256((__m256i*)plus, (__m256i)_mm512_cvtneps_pbh((__m512)(mean + scale)));
-        _mm256_storeu_si256((__m256i*)minus, (__m256i)_mm512_cvtneps_pbh((__m512)(mean - scale)));
-        for (int i = 0; i < 4; ++i) blocks[i] = _mm512_loadu_si512(at + 64 + 64 * i);
-        at += 64 + 256;
-      }
-      const uint8_t *const masks = at, *codes = at + 256;
-      uint16_t* value = values;
-      for (int r = 0; r < 16; ++r) {
-        const int count = __builtin_popcountll(load<uint64_t>(masks + 16 * r)) + __builtin_popcountll(load<uint64_t>(masks + 16 * r + 8));
-        for (int i = 0; i < count; i += 16) {
-          const F16 sixteen = (floats(ints(codes + i)) - zero[r]) * step[r];
-          _mm256_storeu_si256((__m256i*)(value + i), (__m256i)_mm512_cvtneps_pbh((__m512)sixteen));
-        }
-        codes += count;
-        value += count;
-      }
-      at = codes;
-      value = values;
-      for (int r = 0; r < 16; ++r) {
-        const __m512i words = _mm512_add_epi16(_mm512_load_si512(kSigns.word), _mm512_set1_epi16(static_cast<short>(2 * r)));
-        const __m512i high = _mm512_set1_epi16(static_cast<short>(plus[r])), low = _mm512_set1_epi16(static_cast<short>(minus[r]));
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          const uint32_t mask = load<uint32_t>(masks + 16 * r + 4 * i);
-          const __mmask32 positive = _mm512_test_epi16_mask(_mm512_permutexvar_epi16(words, blocks[i]), _mm512_load_si512(kSigns.bit));
-          const __m512i rest = _mm512_mask_blend_epi16(positive, low, high);
-          _mm512_storeu_si512(panel + r * stride + 32 * i, _mm512_mask_expand_epi16(rest, mask, loaded(value)));
-          value += __builtin_popcount(mask);
-        }
-      }
-    }
-  }
-};
-
-template <int KIND>
-struct Plain {};  // a matrix of 16-bit numbers as it is
-template <>
-struct Panel<Plain<DENSE_BF16>> {
-  static void fill(const Matrix& w, long tile, uint16_t* panel, long stride) {
-    for (long r = 0; r < 16 && 16 * tile + r < w.m; ++r)
-      std::memcpy(panel + r * stride, w.data + 2 * (16 * tile + r) * w.n, 2 * w.n);
-  }
-};
-template <>
-struct Panel<Plain<DENSE_FP16>> {
-  static KBF void fill(const Matrix& w, long tile, uint16_t* panel, long stride) {
-    const long n = w.n, rows = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16;
-    for (long r = 0; r < rows; ++r) {
-      const uint16_t* const row = reinterpret_cast<const uint16_t*>(w.data) + (16 * tile + r) * n;
-      for (long k = 0; k < n; k += 16) {
-        const __m256i found = _mm256_maskz_loadu_epi16(n - k >= 16 ? 0xffff : (1u << (n - k)) - 1, row + k);
-        _mm256_storeu_si256((__m256i*)(panel + r * stride + k), (__m256i)_mm512_cvtneps_pbh(_mm512_cvtph_ps(found)));
-      }
-    }
-  }
-};
-
-// Of activations in bf16.
-template <class Unpack>
+template <class How>
 static void run_panels(const Call& c) {
+  using Number = typename How::Number;
+  constexpr long kLine = 64 / sizeof(Number);
   const Matrix& w = c.w;
-  const long inputs = w.groups() * w.kb, tiles = w.tiles(), chunks = chunks_of(tiles, c.threads);
-  const long stride = (inputs + 31) / 32 * 32 + 32;  // lines of rows that are read together are to have places of their own
-  uint16_t* const x = reinterpret_cast<uint16_t*>(Scratch::mine().floats(c.tokens * stride / 2));
-  for (long t = 0; t < c.tokens; ++t) {
-    std::memcpy(x + t * stride, static_cast<const uint16_t*>(c.x) + t * w.n, 2 * w.n);
-    std::memset(x + t * stride + w.n, 0, 2 * (inputs - w.n));
-  }
+  const long tiles = w.tiles(), chunks = chunks_of(tiles, c.threads);
+  const long stride = w.groups() * w.kb + kLine;  // so that lines of rows that are read together have places of their own
+  Number* const x = reinterpret_cast<Number*>(Scratch::mine().floats(c.tokens * stride));
+  for (long t = 0; t < c.tokens; ++t) How::token(c, t, x + t * stride);
   pool::each(chunks, c.threads, [&](long chunk) {
     const auto [first, last] = span(tiles, chunks, chunk);
-    std::vector<uint16_t> memory(16 * stride + 32);
-    uint16_t* const panel = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) / 2;
+    std::vector<Number> memory(16 * stride + kLine);
+    Number* const room = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) / sizeof(Number);
     std::vector<float> y(16 * c.tokens);
     for (long tile = first; tile < last; ++tile) {
-      const long rows = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16;
-      if (std::is_same_v<Unpack, Plain<DENSE_BF16>> && rows == 16 && w.n == inputs) {  // where they are
-        times_panel(reinterpret_cast<const uint16_t*>(w.data) + 16 * tile * w.n, w.n, x, stride, inputs, c.tokens, y.data());
-      } else {
-        Panel<Unpack>::fill(w, tile, panel, stride);
-        times_panel(panel, stride, x, stride, inputs, c.tokens, y.data());
-      }
-      write_out(c, y.data(), 16, 16 * tile, rows, 0, c.tokens);
+      const Number* const panel = How::rows(w, tile, room, stride);
+      How::times(w, panel, room, x, stride, c.tokens, y.data());
+      write_out(c, y.data(), 16, 16 * tile, w.m - 16 * tile < 16 ? w.m - 16 * tile : 16, 0, c.tokens);
     }
   });
 }
-
-#undef KBF

@@ -271,6 +271,28 @@ struct UnpackSparse {
   }
 };
 
+// 128 numbers, zeros beyond `count`.
+template <bool BF16>
+KERNEL void unpack_plain(const uint8_t* at, long count, float* out) {
+  uint8_t rest[256] = {};
+  if (count < 128) std::memcpy(rest, at, 2 * count);
+  for (int i = 0; i < 128; i += 16) keep(out + i, sixteen<BF16>((count < 128 ? rest : at) + 2 * i));
+}
+
+// The same of a matrix of 16-bit numbers that is not packed.
+template <int KIND>
+struct UnpackPlain {
+  template <class Put>
+  static void tile(const Matrix& w, long tile, Put&& put) {
+    alignas(64) float block[128];
+    for (long r = 0; r < 16 && 16 * tile + r < w.m; ++r)
+      for (long k = 0; k < w.n; k += 128) {
+        unpack_plain<KIND == DENSE_BF16>(w.data + 2 * ((16 * tile + r) * w.n + k), w.n - k < 128 ? w.n - k : 128, block);
+        put(r, k, block);
+      }
+  }
+};
+
 // Rows of a sparse 16-bit matrix times one token of fp32 inputs (padded inputs).
 template <int KIND>
 KERNEL void sparse_tile(const Matrix& w, long tile, const float* x, float* y) {

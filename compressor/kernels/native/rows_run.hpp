@@ -1,40 +1,9 @@
 // Products of formats that are read row by row. Included once for each instruction set.
 
 #if COMPRESSOR_LEVEL != 2  // which has exact.hpp
-KERNEL float dot(const float* a, const float* b, long n) {
-  F16 low{}, high{};
-  long k = 0;
-  for (; k + 32 <= n; k += 32) {
-    low += load<F16>(a + k) * load<F16>(b + k);
-    high += load<F16>(a + k + 16) * load<F16>(b + k + 16);
-  }
-  float sum = total(low + high);
-  for (; k < n; ++k) sum += a[k] * b[k];
-  return sum;
-}
-
-// Through the matrix itself, 16 rows at a time.
 template <bool SIGNS>
 static void run_partial_exact(const Call& c) {
-  const Matrix& w = c.w;
-  const long groups = w.groups(), padded = 128 * groups, tiles = w.tiles(), chunks = chunks_of(tiles, c.threads);
-  float* const x = Scratch::mine().floats(c.tokens * padded);
-  widen_tokens(c.x, c.dtype, 0, c.tokens, w.n, 128, groups, x);
-  pool::each(chunks, c.threads, [&](long chunk) {
-    const auto [first, last] = span(tiles, chunks, chunk);
-    std::vector<float> rows(16 * padded);
-    for (long tile = first; tile < last; ++tile) {
-      UnpackPartial<SIGNS>::tile(w, tile, [&](int r, long input, const float* values) {
-        std::memcpy(rows.data() + r * padded + input, values, sizeof(float) * 128);
-      });
-      const long count = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16;
-      float y[16] = {};
-      for (long t = 0; t < c.tokens; ++t) {
-        for (long r = 0; r < count; ++r) y[r] = dot(rows.data() + r * padded, x + t * padded, w.n);
-        write_out(c, y, 16, 16 * tile, count, t, t + 1);
-      }
-    }
-  });
+  run_panels<InFp32<UnpackPartial<SIGNS>>>(c);
 }
 #endif
 

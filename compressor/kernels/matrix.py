@@ -48,7 +48,7 @@ class Way(IntEnum):
     EXACT = 1
     """Activations as they are."""
     UNPACKED = 2
-    """Activations as they are, 16 unpacked rows at a time; in bf16 where the processor multiplies the activations so."""
+    """Activations as they are, 16 unpacked rows at a time; in bf16 where the processor multiplies activations so."""
 
 
 def multiplies_bf16(level: str, dtype: torch.dtype = torch.bfloat16) -> bool:

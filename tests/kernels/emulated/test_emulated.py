@@ -21,6 +21,8 @@ kernels_only = products.kernels_only  # a fixture
 
 OF_A_LEVEL = (
     products.test_whole_numbers_come_out_exactly,
+    products.test_whole_numbers_unpacked_on_the_way,
+    products.test_exact_is_exact_over_the_whole_range_of_activations,
     products.test_activations_are_rounded_to_the_same_integers,
     products.test_tiny_activations,
 )
@@ -48,6 +50,7 @@ def name_of(test: Callable[..., None]) -> str:
 def test_products_are_those_of_fp64(name: str, kernels: Native) -> None:
     products.test_products_are_those_of_fp64("neon", name, kernels)
     products.test_matrices_are_unpacked_as_stored("neon", name, kernels)
+    products.test_matrices_that_are_unpacked_on_the_way("neon", name, kernels)
     products.test_every_dtype_with_bias(name, kernels)
 
 

@@ -105,6 +105,7 @@ def kernels_told(report: Report) -> str | None:
         f"perplexity {before}{NBSP}{ARROW}{NBSP}{after}, "
         f"KL {significant(cost.kl, 2)} token by token, {significant(cost.prompt_kl, 2)} in prompts "
         f"({cost.windows} {windows} of {cost.seqlen} tokens of {cost.text})"
+        + ("; COMPRESSOR_ACTIVATIONS=exact does without" if cost.activations == "int8" else "")
     )
 
 

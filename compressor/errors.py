@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -23,3 +25,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
+
+
+@contextmanager
+def in_words_of(words: Mapping[str, str]) -> Iterator[None]:
+    """Say what is raised inside with other words: what reads a text does not know which flag of which verb named it.
+
+    Args:
+        words: a whole word or flag of the message -> what stands there instead.
+    """
+    try:
+        yield
+    except UserError as error:
+        found = "|".join(map(re.escape, words))
+        said = re.sub(rf"(?<![\w-])(?:{found})(?![\w-])", lambda match: words[match[0]], str(error))
+        raise UserError(said) from error

@@ -95,6 +95,8 @@ def test_weights_that_are_damaged(refused: Any, model: Path) -> None:
     for content in (whole[:-100], whole[:50], b"", b"garbage" * 10):
         file.write_bytes(content)
         refused(words="model.safetensors")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n")
+    refused(words="model.safetensors|pointer of Git LFS|git lfs pull")
     file.unlink()
     refused(words="no weights")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
@@ -139,6 +141,26 @@ def test_calibration_text(refused: Any, tmp_path: Path) -> None:
     refused("--calibration", tmp_path / "absent.txt", words="absent.txt")
     refused("--calibration", "wikitxt2", words="wikitxt2|'wikitext2'")
     refused("--seqlen", "65", words="65|context of 64|--seqlen")
+
+
+def test_evaluation_text_is_refused_in_the_flags_of_the_verb(command: Command, llama: Path, tmp_path: Path) -> None:
+    """Whoever typed --eval is not told to mend --text or --calibration."""
+    empty, short, raw = (tmp_path / name for name in ("empty.txt", "short.txt", "raw.txt"))
+    empty.write_text("")
+    short.write_text("too short")
+    raw.write_bytes(b"\xff\xfe")
+    for text, words in (
+        (empty, "evaluation text 'empty.txt'|--eval"),
+        (short, "too short|--eval-windows or --eval-seqlen|--eval"),
+        (raw, "UTF-8|--eval"),
+        (tmp_path / "absent.txt", "evaluation text|absent.txt|--eval"),
+        ("embeded-heldout", "'embedded-heldout'|--eval"),
+    ):
+        result = command("prune", llama, "-o", tmp_path / "out", "--method", "magnitude", "--eval", text)
+        assert result.code == 2 and all(word in result.err for word in words.split("|")), result
+        assert not any(word in result.err for word in ("--text", "--calibration", "calibration source")), result
+        result = command("evaluate", llama, "--text", text)
+        assert result.code == 2 and "--text" in result.err and "--calibration" not in result.err, result
 
 
 def test_numbers_out_of_range(refused: Any) -> None:

@@ -113,10 +113,15 @@ class Tally:
             "label": label,
             "perplexity": _exp(mean),
             "bits_per_byte": mean / math.log(2) * text.n_tokens / text.n_bytes if text.n_bytes else None,
-            "kl": math.fsum(self.kl) / self.predictions if compared else None,
+            "kl": _divergence(math.fsum(self.kl) / self.predictions) if compared else None,
             "top1": sum(self.agree) / self.predictions if compared else None,
             "nll_per_window_stderr": spread / math.sqrt(len(per_window)) if len(per_window) > 1 else None,
         }
+
+
+def _divergence(mean: float) -> float:
+    """A divergence is never below zero; the fp32 sum of one that is zero may be."""
+    return 0.0 if mean < 0 else mean
 
 
 def _exp(mean: float) -> float:

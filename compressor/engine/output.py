@@ -54,6 +54,8 @@ def check_output(output: Path, source: Path, *, overwrite: bool, flag: str = "--
     target = output.resolve()
     if target == source.resolve() or source.resolve() in target.parents or target in source.resolve().parents:
         raise UserError(f"the output {output} is, contains or lies in the input folder", fix=f"choose another {flag}")
+    if output.is_symlink():  # the rename at the end would replace the link, not what it points to
+        raise UserError(f"{output} is a symbolic link", fix=f"give the folder it should point to, or another {flag}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if not (output / OURS).is_file():
             raise UserError(f"{output} exists and was not written by compressor", fix=f"choose another {flag}")

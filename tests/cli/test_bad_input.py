@@ -199,6 +199,10 @@ def test_outputs_that_must_not_be_written(refused: Any, model: Path, tmp_path: P
     refused("--overwrite", to=theirs, words="theirs|not written by compressor")
     refused(to=theirs / "thesis.txt", words="thesis.txt")
     refused(to=theirs / "thesis.txt" / "below", words="thesis.txt|--output")
+    for name, target in (("nowhere", tmp_path / "absent"), ("elsewhere", theirs)):
+        (tmp_path / name).symlink_to(target)
+        refused("--overwrite", to=tmp_path / name, words=f"{name}|symbolic link")
+        (tmp_path / name).unlink()
     refused(to=model, words="input folder")
     refused(to=model / "pruned", words="input folder")
     refused(to=model.parent, words="input folder")

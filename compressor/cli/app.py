@@ -100,7 +100,9 @@ def _complaint(error: Exception) -> str | None:
     if isinstance(error, (UserError, OSError)):  # OSError: a full disk, a permission, seen only on the way
         return str(error)
     if hasattr(error, "format_message"):  # a word on the command line that the parser refuses
-        return f"{error.format_message()} (see compressor {' '.join(sys.argv[1:2])} --help)"
+        context = getattr(error, "ctx", None)  # of the whole program where there is no such verb
+        verb = context.command_path if context else " ".join(["compressor", *sys.argv[1:2]])
+        return f"{error.format_message()} (see {verb} --help)"
     return None
 
 

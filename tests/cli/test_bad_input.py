@@ -188,7 +188,12 @@ def test_words_that_the_parser_refuses(refused: Any) -> None:
     refused("--sparsity", "half", words="number|--sparsity")
     refused("--save", "zip", words="zip|packed")
     refused("--sparsty", "0.5", words="--sparsty|--sparsity")
-    refused("--nsamples", words="--nsamples")
+    refused("--nsamples", words="--nsamples|see compressor prune --help")
+
+
+def test_a_verb_that_does_not_exist(command: Command) -> None:
+    result = command("prun", "model")
+    assert result.code == 2 and "'prun'" in result.err and "see compressor --help" in result.err, result
 
 
 def test_outputs_that_must_not_be_written(refused: Any, model: Path, tmp_path: Path, monkeypatch: Any) -> None:

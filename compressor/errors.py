@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file is larger than this disk or account may hold",
+}
+"""What the system says when a file does not fit -> in words."""
 
 
 class UserError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from compressor.engine.journal import exclusive, write_atomically
 from compressor.engine.tensorfile import Layout, header_bytes, order, read_header, read_tensor, write_file
-from compressor.errors import UserError
+from compressor.errors import NO_ROOM, UserError
 
 ONE_FILE = 1 << 30  # bytes; smaller checkpoints end up in a single model.safetensors
 WORKING_FILES = (
@@ -29,10 +28,6 @@ OURS = "report.json"  # a folder with this file was written by compressor
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken", *LICENCES)
 NOT_COMPANIONS = {"config.json", "report.json"}
-
-NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up",
-           errno.EFBIG: "the file is larger than this disk or account may hold"}  # fmt: skip
-"""What the system says when a file does not fit -> in words."""
 
 
 def working_folder(output: Path) -> Path:

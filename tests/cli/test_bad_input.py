@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections import namedtuple
@@ -14,6 +15,8 @@ import tiny_models
 import torch
 from command_line import Command
 from safetensors.torch import load_file, save_file
+
+from compressor.engine import output
 
 SHORT = ["--nsamples", "4", "--seqlen", "16", "--eval", "none", "--no-verify"]
 
@@ -236,6 +239,28 @@ def test_an_error_of_the_system_is_one_line_too(refused: Any, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     refused(words="Read-only file system")
+
+
+def test_a_disk_that_fills_up_during_the_run(
+    command: Command, model: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's error names no file; ours says what to do, and the same command goes on."""
+    written = output.write_file
+
+    def full(path: Path, *args: Any) -> int:
+        if path.name.startswith("model-00003"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(path, *args)
+
+    words = ["prune", model, "-o", tmp_path / "out", "--calibration", calibration, *SHORT]
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "write_file", full)
+        result = command(*words)
+    assert result.code == 2 and not (tmp_path / "out").exists()
+    assert result.err.splitlines()[-1].startswith("error: the disk is full (")
+    assert "make room and run the same again" in result.err
+    result = command(*words)
+    assert result.code == 0 and "resuming after block" in result.err, result
 
 
 def test_models_that_are_none_of_ours(refused: Any, model: Path) -> None:

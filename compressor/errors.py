@@ -29,10 +29,14 @@ class UserError(Exception):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the closest of ``known``, or the list of all when none is close."""
+    """Return ``" (did you mean 'x'?)"`` for the closest of ``known``, or the list of all when none is close.
+
+    A name with the whole word in it is closer than one that only looks alike: ``bits`` is meant by ``salient_bits``.
+    """
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
+    whole = [name for name in names if word and word in re.split("[_-]", name)]
+    close = whole or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else f" (known: {', '.join(names)})"
 
 
 @contextmanager

@@ -194,6 +194,11 @@ def test_words_that_the_parser_refuses(refused: Any) -> None:
     refused("--nsamples", words="--nsamples|see compressor prune --help")
 
 
+def test_a_flag_of_another_method_names_those_that_it_may_stand_for(command: Command, llama: Path) -> None:
+    result = command("quantize", llama, "-o", "out", "--method", "pb-llm", "--bits", "4")
+    assert result.code == 2 and "unknown key 'bits' (did you mean 'correct_bits' or 'salient_bits'?)" in result.err
+
+
 def test_a_verb_that_does_not_exist(command: Command) -> None:
     result = command("prun", "model")
     assert result.code == 2 and "'prun'" in result.err and "see compressor --help" in result.err, result

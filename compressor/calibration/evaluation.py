@@ -116,7 +116,7 @@ def load_evaluation(
         "documents": text.documents,
         "tokens_in_text": len(text.ids),
         "tokens_dropped": len(text.ids) - covered,
-        "use": source.use,
+        "use": source.use if "use" in source.model_fields_set else "evaluation",  # a file of no set has none of its own
         "revision": source.revision,
         "pinned": source.pinned,
     }

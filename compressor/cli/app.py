@@ -26,7 +26,7 @@ from compressor.cli.push import push
 from compressor.cli.run import plan, run
 from compressor.cli.stages import decompose, linearize, prune, quantize
 from compressor.engine.imports import end_quickly
-from compressor.errors import UserError
+from compressor.errors import NO_ROOM, UserError
 
 app = typer.Typer(
     name="compressor",
@@ -117,10 +117,14 @@ def downloads_told() -> Iterator[None]:
 
 def _complaint(error: Exception) -> str | None:
     """What to tell the user of an error; ``None`` when it is no mistake of theirs."""
-    if isinstance(error, (UserError, OSError)):  # OSError: a full disk, a permission, seen only on the way
+    if isinstance(error, OSError) and error.errno in NO_ROOM:  # the system names no file that was only written to
+        return f"{NO_ROOM[error.errno]} ({error}); make room and run the same again"
+    if isinstance(error, (UserError, OSError)):  # OSError: a permission, seen only on the way
         return str(error)
     if hasattr(error, "format_message"):  # a word on the command line that the parser refuses
-        return f"{error.format_message()} (see compressor {' '.join(sys.argv[1:2])} --help)"
+        context = getattr(error, "ctx", None)  # of the whole program where there is no such verb
+        verb = context.command_path if context else " ".join(["compressor", *sys.argv[1:2]])
+        return f"{error.format_message()} (see {verb} --help)"
     return None
 
 

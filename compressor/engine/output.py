@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from compressor.engine.journal import exclusive, write_atomically
 from compressor.engine.tensorfile import Layout, header_bytes, order, read_header, read_tensor, write_file
-from compressor.errors import UserError
+from compressor.errors import NO_ROOM, UserError
 
 ONE_FILE = 1 << 30  # bytes; smaller checkpoints end up in a single model.safetensors
 WORKING_FILES = (
@@ -29,10 +28,6 @@ OURS = "report.json"  # a folder with this file was written by compressor
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken", *LICENCES)
 NOT_COMPANIONS = {"config.json", "report.json"}
-
-NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up",
-           errno.EFBIG: "the file is larger than this disk or account may hold"}  # fmt: skip
-"""What the system says when a file does not fit -> in words."""
 
 
 def working_folder(output: Path) -> Path:
@@ -54,6 +49,8 @@ def check_output(output: Path, source: Path, *, overwrite: bool, flag: str = "--
     target = output.resolve()
     if target == source.resolve() or source.resolve() in target.parents or target in source.resolve().parents:
         raise UserError(f"the output {output} is, contains or lies in the input folder", fix=f"choose another {flag}")
+    if output.is_symlink():  # the rename at the end would replace the link, not what it points to
+        raise UserError(f"{output} is a symbolic link", fix=f"give the folder it should point to, or another {flag}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if not (output / OURS).is_file():
             raise UserError(f"{output} exists and was not written by compressor", fix=f"choose another {flag}")

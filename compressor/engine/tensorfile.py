@@ -41,6 +41,7 @@ DTYPES: dict[str, torch.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 AGAIN = "fetch the file again"
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
+LFS = b"version "  # how a pointer of Git LFS begins, which no header does
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,11 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            length = int.from_bytes(first := file.read(8), "little")
+            if first == LFS:
+                raise UserError(
+                    f"{path.name} is only a pointer of Git LFS", fix="git lfs pull, or fetch the model again"
+                )
             if size < 8 or length > min(MAX_HEADER, size - 8):
                 raise UserError(f"{path.name} is not a safetensors file or is truncated", fix="fetch it again")
             header = json.loads(file.read(length))

@@ -148,6 +148,11 @@ def packed_model_class(config: Any) -> Any:
                 (Path(save_directory) / READER_NAME).write_text(_reader_text(), encoding="utf-8")
             return result
 
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            """Its class has no name in a module to be found by: pickle and ``torch.save`` write down how it is made."""
+            _, _, *state = super().__reduce_ex__(max(protocol, 2))
+            return _unpickled_model, (config.base_class.model_type,), *state
+
         # transformers finds these out by reading the source file of the class
         @classmethod
         def _can_set_attn_implementation(cls) -> bool:
@@ -159,6 +164,12 @@ def packed_model_class(config: Any) -> Any:
 
     _rename(Model, base)
     return Model
+
+
+def _unpickled_model(base_model_type: str) -> Any:
+    """Return a model without content of the class for packed folders of a family; pickle fills it."""
+    made = packed_model_class(packed_config_class(base_model_type))
+    return made.__new__(made)
 
 
 def _most_common(names: list[str]) -> str:

@@ -92,7 +92,7 @@ def _size_rows(report: Report) -> list[tuple[str, str, str]]:
         ("weight files", bytes_text(size.source_bytes), bytes_text(size.output_bytes)),
         ("bits per weight, linears", "", f"{size.bits_per_weight_linears:.2f}"),
         ("bits per weight, whole model", f"{size.source_bits_per_weight:.2f}", f"{size.bits_per_weight_model:.2f}"),
-        ("parameters", f"{model.parameters:,}", f"{model.parameters:,}"),
+        ("parameters", f"{model.parameters:,}", f"{sum(row.parameters for row in size.ledger):,}"),
     ]
 
 

@@ -221,7 +221,7 @@ def _packed_item(module: str, spec: dict[str, Any], rest: dict[str, TensorEntry]
     parts = [rest.pop(name) for name in names]
     sparsity = None
     weights = prod(shape)
-    if "nnz" in spec and weights > 0:
+    if "nnz" in spec and spec["format"] != "partial-binary" and weights > 0:  # there it counts the salient weights
         sparsity = 1 - spec["nnz"] / weights
     elif form == "nm":
         sparsity = 1 - spec["n"] / spec["m"]

@@ -8,7 +8,7 @@ from typing import Any
 
 OWN = "compressor"
 PLAIN = "plain"
-NEEDS_DENSE = "vLLM, SGLang, llama.cpp, Ollama, TGI and whatever else expects dense weights (prune with --save dense)"
+NEEDS_DENSE = "vLLM, SGLang, llama.cpp, Ollama, TGI and whatever else expects dense weights"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def _plain_loaders(config: dict[str, Any]) -> tuple[str, ...]:
 
 def _own(config: dict[str, Any], folder: Path) -> Storage:
     loads = ["transformers after 'import compressor': AutoModelForCausalLM.from_pretrained"]
-    refuses = ["transformers by itself, with neither of the two (it stops with an error)", NEEDS_DENSE]
+    export = "" if config.get("linear_attention") else " (compressor export writes what they read)"
+    refuses = ["transformers by itself, with neither of the two (it stops with an error)", NEEDS_DENSE + export]
     readers = {str(entry).split(".")[0] + ".py" for entry in (config.get("auto_map") or {}).values()}
     missing = sorted(reader for reader in readers if not (folder / reader).is_file())
     if not readers:

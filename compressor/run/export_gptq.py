@@ -110,8 +110,11 @@ def _obstacle(inside: set[str], module: str, grid: Grid) -> str | None:
 
 def _one_kind(skeleton: Skeleton, grids: dict[str, Grid]) -> Kind:
     kinds: dict[Kind, str] = {}
-    for name, grid in grids.items():
-        kinds.setdefault(kind_of(grid), name)
+    alike = len({grid.group for grid in grids.values()}) == 1
+    whole = all(grid.group == grid.shape[1] for grid in grids.values())
+    for name, grid in grids.items():  # where a row of some matrices is one group, that is no other grid
+        kind = (grid.bits, grid.group, grid.symmetric) if alike and not whole else kind_of(grid)
+        kinds.setdefault(kind, name)
     if len(kinds) > 1:
         words = "; ".join(f"{name} has {_words(kind)}" for kind, name in kinds.items())
         raise UserError(

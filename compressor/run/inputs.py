@@ -14,7 +14,7 @@ from compressor.engine.checkpoint import EMBEDDED
 from compressor.errors import UserError
 from compressor.kernels.native import using
 from compressor.run.longer import load_longer
-from compressor.run.measure import Texts, default_texts, load_texts
+from compressor.run.measure import RUN_WORDS, Texts, default_texts, load_texts
 from compressor.run.network import load_whole
 from compressor.run.plan import Plan, context_length
 from compressor.run.progress import Voice
@@ -94,7 +94,8 @@ def load_inputs(plan: Plan, model: str, trust_remote_code: bool, voice: Voice) -
         voice.detail("first calibration window: " + "|".join(calibration.preview[:64]).replace("\n", "\\n"))
     loaded = None
     if texts != ("none",):
-        loaded = load_texts(texts, tokenizer, seqlen=plan.eval_seqlen, windows=recipe.evaluation.windows)
+        windows = recipe.evaluation.windows
+        loaded = load_texts(texts, tokenizer, seqlen=plan.eval_seqlen, windows=windows, words=RUN_WORDS)
         _check_ids(loaded.ids, plan)
     return Inputs(tokenizer, calibration, loaded, longer)
 

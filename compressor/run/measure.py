@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,23 @@ from torch import Tensor
 
 from compressor.calibration import EvaluationText, TokenWindows, load_evaluation, named_set, same_text
 from compressor.engine.forward import BlockRunner, Stream
-from compressor.errors import UserError
+from compressor.errors import UserError, in_words_of
 from compressor.report.numbers import percent
 
 # What to judge on when nothing is asked for: never what was calibrated on.
 COUNTERPARTS = {"embedded": "embedded-heldout", "c4": "wikitext2-test", "wikitext2": "c4-validation"}
 HUB_DEFAULT = "wikitext2-test"
 LOCAL_DEFAULT = "embedded-heldout"
+
+# What reads a text does not know what it is for: errors are said in the flags of `evaluate`, or of a run.
+JUDGE_WORDS = {"calibration source": "evaluation text", "--calibration": "--text"}
+RUN_WORDS = {
+    "calibration source": "evaluation text",
+    "--calibration": "--eval",
+    "--text": "--eval",
+    "--windows": "--eval-windows",
+    "--seqlen": "--eval-seqlen",
+}
 
 LOGITS_AT_ONCE = 1 << 24  # elements (windows x length x vocabulary) computed together
 
@@ -57,17 +67,29 @@ class Texts:
         return slice(start, start + len(self.texts[number].ids))
 
 
-def load_texts(specs: Sequence[str], tokenizer: Any, *, seqlen: int, windows: int | None, **protocol: Any) -> Texts:
+def load_texts(
+    specs: Sequence[str],
+    tokenizer: Any,
+    *,
+    seqlen: int,
+    windows: int | None,
+    words: Mapping[str, str] = JUDGE_WORDS,
+    **protocol: Any,
+) -> Texts:
     """Load evaluation texts; at most ``windows`` windows of each, fewer where a text is shorter.
+
+    Args:
+        words: in which errors are said, so that they name the flags of the verb.
 
     Raises:
         UserError: a text is unknown, unreadable, or shorter than one window.
     """
     loaded = []
     for spec in specs:
-        everything = load_evaluation(spec, tokenizer, seqlen=seqlen, windows=None, **protocol)
-        if windows is not None and len(everything.ids) > windows:
-            everything = load_evaluation(spec, tokenizer, seqlen=seqlen, windows=windows, **protocol)
+        with in_words_of(words):
+            everything = load_evaluation(spec, tokenizer, seqlen=seqlen, windows=None, **protocol)
+            if windows is not None and len(everything.ids) > windows:
+                everything = load_evaluation(spec, tokenizer, seqlen=seqlen, windows=windows, **protocol)
         loaded.append(everything)
     return Texts(tuple(loaded), torch.cat([text.ids for text in loaded]))
 
@@ -91,10 +113,15 @@ class Tally:
             "label": label,
             "perplexity": _exp(mean),
             "bits_per_byte": mean / math.log(2) * text.n_tokens / text.n_bytes if text.n_bytes else None,
-            "kl": math.fsum(self.kl) / self.predictions if compared else None,
+            "kl": _divergence(math.fsum(self.kl) / self.predictions) if compared else None,
             "top1": sum(self.agree) / self.predictions if compared else None,
             "nll_per_window_stderr": spread / math.sqrt(len(per_window)) if len(per_window) > 1 else None,
         }
+
+
+def _divergence(mean: float) -> float:
+    """A divergence is never below zero; the fp32 sum of one that is zero may be."""
+    return 0.0 if mean < 0 else mean
 
 
 def _exp(mean: float) -> float:

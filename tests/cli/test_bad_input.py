@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections import namedtuple
@@ -13,6 +14,8 @@ import pytest
 import tiny_models
 import torch
 from command_line import Command
+
+from compressor.engine import output
 
 SHORT = ["--nsamples", "4", "--seqlen", "16", "--eval", "none", "--no-verify"]
 
@@ -88,6 +91,8 @@ def test_weights_that_are_damaged(refused: Any, model: Path) -> None:
     for content in (whole[:-100], whole[:50], b"", b"garbage" * 10):
         file.write_bytes(content)
         refused(words="model.safetensors")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n")
+    refused(words="model.safetensors|pointer of Git LFS|git lfs pull")
     file.unlink()
     refused(words="no weights")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
@@ -134,6 +139,26 @@ def test_calibration_text(refused: Any, tmp_path: Path) -> None:
     refused("--seqlen", "65", words="65|context of 64|--seqlen")
 
 
+def test_evaluation_text_is_refused_in_the_flags_of_the_verb(command: Command, llama: Path, tmp_path: Path) -> None:
+    """Whoever typed --eval is not told to mend --text or --calibration."""
+    empty, short, raw = (tmp_path / name for name in ("empty.txt", "short.txt", "raw.txt"))
+    empty.write_text("")
+    short.write_text("too short")
+    raw.write_bytes(b"\xff\xfe")
+    for text, words in (
+        (empty, "evaluation text 'empty.txt'|--eval"),
+        (short, "too short|--eval-windows or --eval-seqlen|--eval"),
+        (raw, "UTF-8|--eval"),
+        (tmp_path / "absent.txt", "evaluation text|absent.txt|--eval"),
+        ("embeded-heldout", "'embedded-heldout'|--eval"),
+    ):
+        result = command("prune", llama, "-o", tmp_path / "out", "--method", "magnitude", "--eval", text)
+        assert result.code == 2 and all(word in result.err for word in words.split("|")), result
+        assert not any(word in result.err for word in ("--text", "--calibration", "calibration source")), result
+        result = command("evaluate", llama, "--text", text)
+        assert result.code == 2 and "--text" in result.err and "--calibration" not in result.err, result
+
+
 def test_numbers_out_of_range(refused: Any) -> None:
     for sparsity in ("0", "1", "1.5", "-0.5", "nan"):
         refused("--sparsity", sparsity, words="sparsity")
@@ -159,7 +184,17 @@ def test_words_that_the_parser_refuses(refused: Any) -> None:
     refused("--sparsity", "half", words="number|--sparsity")
     refused("--save", "zip", words="zip|packed")
     refused("--sparsty", "0.5", words="--sparsty|--sparsity")
-    refused("--nsamples", words="--nsamples")
+    refused("--nsamples", words="--nsamples|see compressor prune --help")
+
+
+def test_a_flag_of_another_method_names_those_that_it_may_stand_for(command: Command, llama: Path) -> None:
+    result = command("quantize", llama, "-o", "out", "--method", "pb-llm", "--bits", "4")
+    assert result.code == 2 and "unknown key 'bits' (did you mean 'correct_bits' or 'salient_bits'?)" in result.err
+
+
+def test_a_verb_that_does_not_exist(command: Command) -> None:
+    result = command("prun", "model")
+    assert result.code == 2 and "'prun'" in result.err and "see compressor --help" in result.err, result
 
 
 def test_outputs_that_must_not_be_written(refused: Any, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -170,6 +205,10 @@ def test_outputs_that_must_not_be_written(refused: Any, model: Path, tmp_path: P
     refused("--overwrite", to=theirs, words="theirs|not written by compressor")
     refused(to=theirs / "thesis.txt", words="thesis.txt")
     refused(to=theirs / "thesis.txt" / "below", words="thesis.txt|--output")
+    for name, target in (("nowhere", tmp_path / "absent"), ("elsewhere", theirs)):
+        (tmp_path / name).symlink_to(target)
+        refused("--overwrite", to=tmp_path / name, words=f"{name}|symbolic link")
+        (tmp_path / name).unlink()
     refused(to=model, words="input folder")
     refused(to=model / "pruned", words="input folder")
     refused(to=model.parent, words="input folder")
@@ -198,6 +237,28 @@ def test_an_error_of_the_system_is_one_line_too(refused: Any, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     refused(words="Read-only file system")
+
+
+def test_a_disk_that_fills_up_during_the_run(
+    command: Command, model: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's error names no file; ours says what to do, and the same command goes on."""
+    written = output.write_file
+
+    def full(path: Path, *args: Any) -> int:
+        if path.name.startswith("model-00003"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(path, *args)
+
+    words = ["prune", model, "-o", tmp_path / "out", "--calibration", calibration, *SHORT]
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "write_file", full)
+        result = command(*words)
+    assert result.code == 2 and not (tmp_path / "out").exists()
+    assert result.err.splitlines()[-1].startswith("error: the disk is full (")
+    assert "make room and run the same again" in result.err
+    result = command(*words)
+    assert result.code == 0 and "resuming after block" in result.err, result
 
 
 def test_models_that_are_none_of_ours(refused: Any, model: Path) -> None:

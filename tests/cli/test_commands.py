@@ -177,6 +177,16 @@ def test_generate(command: Command, llama: Path, options: list[Any], tmp_path: P
         assert all(text.startswith("the river") for text in texts)
 
 
+def test_generate_draws_no_bars_of_libraries(command: Command, llama: Path, tmp_path: Path) -> None:
+    """compressed-tensors would draw two where its matrices are first used."""
+    pytest.importorskip("compressed_tensors")
+    output = tmp_path / "out"
+    made = command("quantize", llama, "-o", output, "--method", "rtn", "--eval", "none", "--no-verify")
+    assert made.code == 0, made.err
+    result = command("generate", output, "--prompt", "the river", "-n", "2")
+    assert result.code == 0 and not result.err, result.err
+
+
 def test_generate_stops_at_the_end_of_the_context(command: Command, tmp_path: Path) -> None:
     source = tiny_models.save(tiny_models.random_model("gpt2"), tmp_path / "model")
     result = command("generate", source, "--prompt", "the river", "-n", "500")

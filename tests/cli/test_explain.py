@@ -20,6 +20,9 @@ from compressor.errors import UserError
 from compressor.formats import tensor_name
 from compressor.formats.bitmask import pack_bitmask
 from compressor.formats.nm import pack_nm
+from compressor.methods.quantize_settings import PbLlmSettings
+from compressor.methods.quantizers import quantize
+from compressor.methods.statistics import InputStatistics
 from compressor.report.contents import read_contents
 
 BLOCKS, WIDTH, INNER, VOCABULARY = 3, 16, 24, 32
@@ -124,6 +127,23 @@ def test_packed_folder(packed: Path) -> None:
     before = 2 * BLOCKS * (WIDTH * WIDTH + WIDTH * INNER)
     assert sum(row.bytes for row in contents.ledger() if row.group == "compressed linears") < 0.7 * before
     assert sum(row.bytes for row in contents.ledger()) == contents.disk_bytes
+
+
+def test_signs_are_no_zeros(llama: Path) -> None:
+    """Partial binarization counts its salient weights; all others are a sign and a scale, none of them zero."""
+    tensors: dict[str, Tensor] = load_file(llama / "model.safetensors")
+    module = "model.layers.0.self_attn.q_proj"
+    weight = tensors.pop(f"{module}.weight").float()
+    code = quantize("pb-llm", weight, InputStatistics(torch.eye(WIDTH), tokens=WIDTH), PbLlmSettings()).code
+    spec = code.spec(torch.bfloat16)
+    assert 0 < spec["nnz"] < weight.numel()
+    tensors |= {tensor_name(module, name): tensor for name, tensor in code.parts().items()}
+    save_file(tensors, llama / "model.safetensors")
+    config = json.loads((llama / "config.json").read_text())
+    config |= {"model_type": "compressor", "quantization_config": {"format_version": 1, "modules": {module: spec}}}
+    (llama / "config.json").write_text(json.dumps(config))
+    items = {item.name: item for item in read_contents(llama).items}
+    assert items[module].format == f"partial-binary, {spec['bits']} bits" and items[module].sparsity is None
 
 
 def test_what_can_load_a_packed_folder(packed: Path) -> None:

@@ -170,6 +170,28 @@ for folder, words in {
     fresh(folders, tmp_path, COMMON + script, package=True)
 
 
+def test_a_whole_model_travels_between_processes(folders: Path, tmp_path: Path) -> None:
+    """By pickle, which ``torch.save`` and the starting of processes use; its class is made anew where it is read."""
+    write = """
+import pickle
+import compressor
+from transformers import AutoModelForCausalLM
+for family in ("llama", "qwen3_moe"):
+    (here / f"{family}.pickle").write_bytes(pickle.dumps(AutoModelForCausalLM.from_pretrained(here / family)))
+"""
+    read = """
+import pickle
+for family in ("llama", "qwen3_moe"):
+    model = pickle.loads((here / f"{family}.pickle").read_bytes())
+    assert type(model).__module__ == "compressor.hf.loading"
+    check(model, family)
+    model.save_pretrained(here / f"{family} again")
+    assert (here / f"{family} again" / "modeling_compressor.py").is_file()
+"""
+    fresh(folders, tmp_path, COMMON + write, package=True)
+    fresh(folders, tmp_path, COMMON + read, package=True)
+
+
 def test_compressor_then_transformers(folders: Path, tmp_path: Path) -> None:
     """The import is cheap, and the first thing asked of transformers finds us registered."""
     script = """

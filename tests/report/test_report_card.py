@@ -176,5 +176,13 @@ def test_tables_have_as_many_cells_as_headers(make_report: Make) -> None:
     assert len(rows) == (2 + 4) + (2 + 2) + (2 + 3) + (2 + 2)
 
 
+def test_parameters_are_those_that_are_left(make_report: Make) -> None:
+    """A narrower model has fewer than its source, and one with a memory more."""
+    report = make_report()
+    left = sum(row.parameters for row in report.size.ledger)
+    assert left != report.model.parameters
+    assert f"| parameters | {report.model.parameters:,} | {left:,} |" in model_card(report, None)
+
+
 def test_markdown_is_one_harmless_line() -> None:
     assert markdown("a_b *c*\n`d` <i>&") == r"a\_b \*c\* \`d\` \<i\>&amp;"

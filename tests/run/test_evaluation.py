@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,21 @@ def test_a_model_against_itself_is_no_distance_away(llama: Path, heldout: Path) 
     (result,) = judge.judge_model(str(llama), against=str(llama), texts=[str(heldout)], windows=2, seqlen=16)
     assert [row["kl"] for row in result["rows"]][1] == pytest.approx(0, abs=1e-9)
     assert result["rows"][1]["top1"] == 1.0
+
+
+def test_a_divergence_is_never_below_zero() -> None:
+    """In fp32 the sum of one that is zero comes out on either side, and a negative one would be no divergence."""
+    logits = torch.randn(1, 40, 500, generator=torch.Generator().manual_seed(3))
+    reference = logits.log_softmax(-1)
+    text = SimpleNamespace(n_tokens=41, n_bytes=100)
+    found = []
+    for shift in range(20):  # the same distribution: only the rounding differs
+        logp = (logits + shift).log_softmax(-1)
+        tally = measure.Tally()
+        measure._count(tally, logp, logp.argmax(-1), reference, "a model")
+        found.append(sum(tally.kl))
+        assert 0 <= tally.row("compressed", "a model", text, compared=True)["kl"] < 1e-6  # type: ignore[arg-type]
+    assert min(found) < 0
 
 
 def test_models_that_cannot_be_compared(llama: Path, heldout: Path, tmp_path: Path) -> None:

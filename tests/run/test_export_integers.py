@@ -82,6 +82,18 @@ def test_gptq(bits: int, asymmetric: bool, tmp_path: Path) -> None:
     assert done.tensor_bytes == sum(tensor.nbytes for tensor in tensors.values())
 
 
+def test_gptq_where_some_rows_are_one_group(tmp_path: Path) -> None:
+    """Groups of 64 in matrices of 64 and of 128 inputs are one grid, and not whole rows here and groups there."""
+    source = integer_models.source(tmp_path / "source", dtype=torch.float16)
+    packed = repacked.repack(source, tmp_path / "packed", lambda _, weight: rounded(weight, bits=4, group=64))
+    export_gptq(str(packed), tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert found["group_size"] == 64
+    tensors, ours = load_file(tmp_path / "out" / "model.safetensors"), opened(packed)
+    for module in ("model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"):
+        assert torch.equal(slow_gptq(tensors, module, found).half(), ours.read(f"{module}.weight")), module
+
+
 def test_gptq_of_one_plane_of_trits(tmp_path: Path) -> None:
     source = integer_models.source(tmp_path / "source", dtype=torch.bfloat16)
     packed = repacked.repack(source, tmp_path / "packed", lambda _, weight: integer_models.trits(weight, 32))

@@ -368,22 +368,28 @@ static KBF inline __attribute__((always_inline)) __m512i ranks(const uint8_t* ma
                           _mm512_popcnt_epi16(_mm512_and_si512(high, _mm512_load_si512(kBefore.high))));
 }
 
+// Where every 32 inputs begin is known before any of them is moved, and where the next 128 do.
 static KBF __attribute__((noinline)) void sparse_tile_bf16(const Matrix& w, long tile, const uint16_t* x, float* y) {
   const uint8_t* at = w.data + w.starts()[tile];
-  for (int r = 0; r < 16 && 16 * tile + r < w.m; ++r) {
+  const long rows = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16, inputs = 128 * w.groups();
+  for (long r = 0; r < rows; ++r) {
     __m512 s[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-    for (long k = 0; k < 128 * w.groups(); k += 128) {
+    for (long k = 0; k < inputs; k += 128) {
       const uint8_t* const masks = at;
       uint32_t m[4];
       std::memcpy(m, masks, 16);
-      at += 16;
+      const uint8_t* from[4];
+      from[0] = at + 16;
+      from[1] = from[0] + 2 * __builtin_popcount(m[0]);
+      from[2] = from[0] + 2 * __builtin_popcountll(load<uint64_t>(masks));
+      from[3] = from[2] + 2 * __builtin_popcount(m[2]);
+      at = from[2] + 2 * __builtin_popcountll(load<uint64_t>(masks + 8));
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        ask(at);
-        const __m512i in = loaded(at);
-        // an expansion keeps its unit busy for five cycles: one of four is done by others meanwhile
+        ask(from[i]);
+        const __m512i in = loaded(from[i]);
+        // an expansion keeps its unit busy for some cycles: one of four is done by others meanwhile
         const __m512i v = i == 0 ? _mm512_maskz_permutexvar_epi16(m[i], ranks(masks), in) : _mm512_maskz_expand_epi16(m[i], in);
-        at += 2 * __builtin_popcount(m[i]);
         s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + k + 32 * i));
       }
     }

@@ -63,7 +63,8 @@ class Fast:
     def rebuilt(self, spec: Spec) -> dict[str, Tensor]:
         """Return that part, by its name, bit for bit as it was stored."""
         assert isinstance(self.product, Matrix)
-        return rebuilt(self.product, spec)
+        found: dict[str, Tensor] = rebuilt(self.product, spec)
+        return found
 
     def fits(self, x: Tensor, bias: Tensor | None) -> bool:
         """Whether this can stand in for a layer: activations are where it is, and nobody wants gradients."""

@@ -30,6 +30,7 @@ def entries_of(matrix: Matrix) -> Tensor:
     return out
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # addresses, which graphs know nothing of
 def rebuilt(matrix: Matrix, spec: Spec) -> dict[str, Tensor]:
     """Return the large part of a matrix, by its name."""
     entries = entries_of(matrix)

@@ -64,6 +64,24 @@ def test_compile(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("by_the_package")
+@pytest.mark.parametrize("kind", ["integers", "trits"])
+def test_compile_to_train(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gradients the matrices are unpacked, from layouts where nothing else is held."""
+    monkeypatch.setenv("COMPRESSOR_KERNELS", "auto")
+    torch._dynamo.reset()
+    model, _ = loaded(kind, tmp_path)
+    inner: Any = model.model
+    embedding = inner.get_input_embeddings().weight.requires_grad_()
+    gradients = []
+    for each in (model, torch.compile(model, backend="aot_eager")):
+        embedding.grad = None
+        each(IDS).square().mean().backward()
+        assert embedding.grad is not None and embedding.grad.abs().max() > 0
+        gradients.append(embedding.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3 * float(gradients[0].abs().max()))
+
+
+@pytest.mark.usefixtures("by_the_package")
 @pytest.mark.parametrize("kind", KINDS)
 def test_export(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the kernels. Without them a layer checks its parts when it unpacks, which cannot be traced."""

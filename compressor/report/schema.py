@@ -50,6 +50,10 @@ class Tool(Part):
 class Model(Part):
     source: str = Field(description="hub id, or the name (not the path) of the source folder")
     revision: str | None = Field(default=None, description="commit of a source from the hub; null for a folder")
+    sha256: str | None = Field(
+        default=None,
+        description="SHA-256 of the source's config and of all its tensors (name, dtype, shape, data), names in order",
+    )
     model_type: str = Field(description="model_type of the source's config.json")
     architecture: str = Field(description="first entry of the source's architectures")
     blocks: int = Field(description="number of decoder blocks")

@@ -167,6 +167,7 @@ def make_report(
             model_type=skeleton.config.model_type,
             architecture=type(skeleton.model).__name__,
             blocks=run.blocks,
+            sha256=run.journal.fingerprint["input"],
             parameters=skeleton.parameters(),
             linear_parameters=sum(prod(linear.shape) for linear in skeleton.linears),
             dtype=str(skeleton.linears[0].dtype).removeprefix("torch."),

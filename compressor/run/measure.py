@@ -120,8 +120,8 @@ class Tally:
 
 
 def _divergence(mean: float) -> float:
-    """A divergence is never below zero; the fp32 sum of one that is zero may be."""
-    return 0.0 if mean < 0 else mean
+    """A divergence is never below zero; the fp32 sum of one that is zero may be, by rounding alone."""
+    return 0.0 if -1e-6 < mean < 0 else mean
 
 
 def _exp(mean: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -274,3 +275,12 @@ def test_remote_code_is_not_run_unless_allowed(folder: Path, tmp_path: Path) -> 
 def test_gguf_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "model-Q4_0.gguf").write_bytes(b"GGUF")
     refused(tmp_path, "holds gguf (model-Q4_0.gguf)", "give the folder or model it was made from")
+
+
+def test_a_report_names_its_source_by_what_is_in_it(folder: Path, tmp_path: Path) -> None:
+    report = tiny_models.run_recipe(tiny_models.recipe_for(None, HALF), folder, tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    total = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(load_file(folder / "model.safetensors").items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    assert report.model.sha256 == total.hexdigest()

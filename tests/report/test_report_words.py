@@ -232,8 +232,11 @@ def test_what_kernels_cost(make_report: Make) -> None:
     assert told == (
         "kernels (avx512, 8-bit activations) instead of exact products: "
         "perplexity 14.08 \u2192 14.13, KL 0.00040 token by token, "
-        "0.00030 in prompts (4 windows of 256 tokens of stories)"
+        "0.00030 in prompts (4 windows of 256 tokens of stories); COMPRESSOR_ACTIVATIONS=exact does without"
     )
+    assert report.verification.kernels is not None
+    report.verification.kernels.activations = "exact"
+    assert "COMPRESSOR_ACTIVATIONS" not in (kernels_told(report) or "")
     report.verification.kernels = None
     assert kernels_told(report) == "kernels: what they cost was not measured: they were busy"
     report.verification.kernels_skipped = None

@@ -6,9 +6,6 @@
 // vpermw looks up 16 bits by 5 bits of an index. A lane of a block has the bytes of inputs 0 to 3 of a row in two words, so
 // that what stands at one place of both is an entry of inputs 0 and 2, or of 1 and 3: the pair that a product of bf16 sums.
 
-#define KBI inline __attribute__((always_inline, target(COMPRESSOR_TARGET ",avx512bf16,avx512bitalg")))
-#define KBF __attribute__((noinline, target(COMPRESSOR_TARGET ",avx512bf16,avx512bitalg")))
-
 constexpr int kTermsAtOnce = 8;  // that a block is multiplied by
 
 constexpr uint16_t bf16_of(int v) {  // a whole number up to 256
@@ -47,7 +44,7 @@ struct Plane {
 
 // sums[t] += levels of a block times inputs of term t; x: [pairs][T].
 template <class P, int T, int A>
-static KBI void times_block(const uint8_t* block, const uint32_t* x, __m512 (&sums)[T][A]) {
+KBI void times_block(const uint8_t* block, const uint32_t* x, __m512 (&sums)[T][A]) {
   const __m512i v = _mm512_loadu_si512(block);
 #pragma GCC unroll 16
   for (int i = 0; i < P::lookups; ++i) {
@@ -61,7 +58,7 @@ static KBI void times_block(const uint8_t* block, const uint32_t* x, __m512 (&su
 }
 
 template <int A>
-static KBI F16 sum_of_parts(const __m512 (&parts)[A]) {
+KBI F16 sum_of_parts(const __m512 (&parts)[A]) {
   F16 all = (F16)parts[0];
 #pragma GCC unroll 4
   for (int a = 1; a < A; ++a) all += (F16)parts[a];
@@ -70,7 +67,7 @@ static KBI F16 sum_of_parts(const __m512 (&parts)[A]) {
 
 // 16 rows times T terms, x: [pairs][T], and their sums over records, xsum: [T][groups]. y[t][row].
 template <int KIND, int T>
-static KBF void exact_tile_bf16(const Matrix& w, long tile, const uint32_t* x, const float* xsum, float* y) {
+KBF void exact_tile_bf16(const Matrix& w, long tile, const uint32_t* x, const float* xsum, float* y) {
   constexpr int P = is_trits(KIND) ? planes(KIND) : 1, A = T == 1 ? 4 : T < 4 ? 2 : 1;
   constexpr int SECOND = planes(KIND) > 1 ? 1 : 0, THIRD = planes(KIND) > 2 ? 2 : 0;
   const uint8_t* block = w.data + tile * w.row_bytes();
@@ -107,7 +104,7 @@ static KBF void exact_tile_bf16(const Matrix& w, long tile, const uint32_t* x, c
 
 // Sums over the marked inputs of 16 rows: of code times input, and of input, for T terms of inputs one after the other.
 template <int T>
-static KBI const uint8_t* marked_exact(const uint8_t* masks, const uint8_t* codes, const uint16_t* x, long stride, F16* product, F16* plain) {
+KBI const uint8_t* marked_exact(const uint8_t* masks, const uint8_t* codes, const uint16_t* x, long stride, F16* product, F16* plain) {
   static constexpr Table lower(0, 5, 1, 0), upper(0, 3, 32, 0);
   const __m512i one = _mm512_set1_epi16(bf16_of(1));
   __m512i products[T][16], plains[T][16];
@@ -143,7 +140,7 @@ static KBI const uint8_t* marked_exact(const uint8_t* masks, const uint8_t* code
 
 // 16 rows of a partial or sparse 8-bit matrix times T terms, both as pairs and as rows of inputs, x. y[t][row].
 template <bool SIGNS, int T>
-static KBF void partial_exact_tile(const Matrix& w, long tile, const uint32_t* pairs, const uint16_t* x, const float* xsum, float* y) {
+KBF void partial_exact_tile(const Matrix& w, long tile, const uint32_t* pairs, const uint16_t* x, const float* xsum, float* y) {
   const uint8_t* at = w.data + w.starts()[tile];
   const F16 step = load<F16>(at), zero = load<F16>(at + 64);
   at += 128;
@@ -180,7 +177,7 @@ struct Terms {
 };
 
 // The next term of a token, and in x what is left of it. `pairs` are `at_once` apart.
-static KBF void take_term(float* x, long groups, int kb, uint32_t* pairs, int at_once, uint16_t* plain, float* sums) {
+KBF void take_term(float* x, long groups, int kb, uint32_t* pairs, int at_once, uint16_t* plain, float* sums) {
   for (long g = 0; g < groups; ++g) {
     __m512 sum = _mm512_setzero_ps();
     for (long k = g * kb; k < (g + 1) * kb; k += 16) {
@@ -267,6 +264,3 @@ static void run_partial_exact(const Call& c) {
     std::memcpy(y, parts, 16 * sizeof(float));
   });
 }
-
-#undef KBI
-#undef KBF

@@ -156,11 +156,18 @@ namespace avx2 {
 #define KIN inline __attribute__((always_inline, target(COMPRESSOR_TARGET)))
 #define KFN static KIN
 #define KERNEL static __attribute__((noinline, target(COMPRESSOR_TARGET)))
+// The same where the processor multiplies bf16, which is asked at run time.
+#define COMPRESSOR_BF16 COMPRESSOR_TARGET ",avx512bf16,avx512bitalg"
+#define KBI static inline __attribute__((always_inline, target(COMPRESSOR_BF16)))
+#define KBF static __attribute__((noinline, target(COMPRESSOR_BF16)))
 namespace avx512 {
 #include "vectors.hpp"
 #include "isa_avx512.hpp"
 #include "kernels.hpp"
 }  // namespace avx512
+#undef KBI
+#undef KBF
+#undef COMPRESSOR_BF16
 #undef COMPRESSOR_LEVEL
 #undef COMPRESSOR_TARGET
 #undef KIN

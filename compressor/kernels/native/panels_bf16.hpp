@@ -1,9 +1,7 @@
 // Panels in bf16, for activations of that dtype, where the processor multiplies them. Included for AVX-512 alone.
 
-#define KBF __attribute__((noinline, target(COMPRESSOR_TARGET ",avx512bf16,avx512bitalg")))
-
 // As times_rows, rows of the panel `apart` numbers from each other; inputs a multiple of 32.
-static KBF void times_panel(const uint16_t* panel, long apart, const uint16_t* x, long stride, long inputs, long tokens, float* y) {
+KBF void times_panel(const uint16_t* panel, long apart, const uint16_t* x, long stride, long inputs, long tokens, float* y) {
   for (long t = 0; t < tokens; t += 4) {
     const uint16_t* in[4];
     for (long j = 0; j < 4; ++j) in[j] = x + (t + j < tokens ? t + j : tokens - 1) * stride;
@@ -31,7 +29,7 @@ static KBF void times_panel(const uint16_t* panel, long apart, const uint16_t* x
   }
 }
 
-static KBF void narrow(const float* from, int count, uint16_t* to) {
+KBF void narrow(const float* from, int count, uint16_t* to) {
   for (int i = 0; i < count; i += 32)
     _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i)));
 }
@@ -46,7 +44,7 @@ struct Panel {
 
 template <>
 struct Panel<UnpackSparse<SPARSE_BF16>> {
-  static KBF void fill(const Matrix& w, long tile, uint16_t* panel, long stride) {
+  KBF void fill(const Matrix& w, long tile, uint16_t* panel, long stride) {
     const uint8_t* at = w.data + w.starts()[tile];
     const long groups = w.groups(), rows = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16;
     for (long r = 0; r < rows; ++r)
@@ -78,7 +76,7 @@ struct Signs {
 template <bool SIGNS>
 struct Panel<UnpackPartial<SIGNS>> {
   // Marked entries are made where they stand side by side, and then moved to their places.
-  static KBF void fill(const Matrix& w, long tile, uint16_t* panel, long stride) {
+  KBF void fill(const Matrix& w, long tile, uint16_t* panel, long stride) {
     static constexpr Signs kSigns{};
     const uint8_t* at = w.data + w.starts()[tile];
     float step[16], zero[16];
@@ -143,5 +141,3 @@ struct InBf16 {
     times_panel(panel, panel == room ? stride : w.n, x, stride, w.groups() * w.kb, tokens, y);
   }
 };
-
-#undef KBF

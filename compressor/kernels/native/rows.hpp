@@ -341,9 +341,8 @@ KERNEL float dense_row(const uint8_t* row, const float* x, long n) {
 }
 
 #if COMPRESSOR_LEVEL == 2
-#define KBF __attribute__((target(COMPRESSOR_TARGET ",avx512bf16,avx512bitalg")))
 // The same of bf16 rows with inputs rounded to bf16, where the processor multiplies those.
-static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, const uint16_t* x, long n) {
+KBF float dense_row_bf16(const uint8_t* row, const uint16_t* x, long n) {
   __m512 s[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
   long k = 0;
   for (; k + 128 <= n; k += 128)
@@ -362,14 +361,14 @@ static KBF __attribute__((noinline)) float dense_row_bf16(const uint8_t* row, co
 }
 
 // Which of 32 entries a place of theirs takes: how many marked places are before it.
-static KBF inline __attribute__((always_inline)) __m512i ranks(const uint8_t* mask) {
+KBI __m512i ranks(const uint8_t* mask) {
   const __m512i low = _mm512_set1_epi16(load<int16_t>(mask)), high = _mm512_set1_epi16(load<int16_t>(mask + 2));
   return _mm512_add_epi16(_mm512_popcnt_epi16(_mm512_and_si512(low, _mm512_load_si512(kBefore.low))),
                           _mm512_popcnt_epi16(_mm512_and_si512(high, _mm512_load_si512(kBefore.high))));
 }
 
 // Where every 32 inputs begin is known before any of them is moved, and where the next 128 do.
-static KBF __attribute__((noinline)) void sparse_tile_bf16(const Matrix& w, long tile, const uint16_t* x, float* y) {
+KBF void sparse_tile_bf16(const Matrix& w, long tile, const uint16_t* x, float* y) {
   const uint8_t* at = w.data + w.starts()[tile];
   const long rows = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16, inputs = 128 * w.groups();
   for (long r = 0; r < rows; ++r) {
@@ -396,7 +395,6 @@ static KBF __attribute__((noinline)) void sparse_tile_bf16(const Matrix& w, long
     y[r] = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
   }
 }
-#undef KBF
 #endif
 
 // Exclusive or of all 32-bit words: next to nothing but the reading.

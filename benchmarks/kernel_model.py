@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.kernel_matrices import PLANES, Packed, random_packed
+from compressor.hf.fast import accelerate
 from compressor.hf.linear import PackedLinear
-from compressor.kernels.model import accelerate
 
 ORIGINAL, FLOOR = "bf16", "no products"
 PROMPT = 64

@@ -16,7 +16,7 @@ _install()
 
 
 def accelerate(model: Any) -> Any:
-    """Lay out the packed layers of a loaded model for the kernels; see `compressor.kernels.model.accelerate`."""
-    from compressor.kernels.model import accelerate as lay_out
+    """Make a loaded model with packed layers fast where it is now; see `compressor.hf.fast.accelerate`."""
+    from compressor.hf.fast import accelerate as make_fast
 
-    return lay_out(model)
+    return make_fast(model)

@@ -42,7 +42,7 @@ class Accelerated:
         return f"packed layers: {ways or 'none'}{f' ({why})' if why else ''}; {self.nbytes / 1e6:.1f} MB"
 
 
-def accelerate(model: nn.Module, way: str | None = None) -> Accelerated:
+def lay_out(model: nn.Module, way: str | None = None) -> Accelerated:
     """Lay out every packed layer on the CPU for the fastest rung there is, once; the outcome is logged.
 
     Args:

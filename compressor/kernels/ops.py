@@ -1,4 +1,4 @@
-"""The native product as an operator of PyTorch, for graphs: ``torch.compile`` and ``torch.export`` see one node.
+"""The native product and attention as operators of PyTorch: ``torch.compile`` and ``torch.export`` see one node.
 
 Eager calls do not come here: dispatching an operator takes longer than a small product.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compressor.kernels.attention import eager_attention
 from compressor.kernels.matrix import Kind, Matrix
 from compressor.kernels.native import LEVELS
 
@@ -39,3 +40,14 @@ def traced_product(matrix: Matrix, x: Tensor, bias: Tensor | None, level: str, e
         x, matrix.data, matrix.extra, bias, kind, matrix.m, matrix.kb, matrix.factor, number, exact
     )
     return found
+
+
+@torch.library.custom_op("compressor::native_attention", mutates_args=())
+def native_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, level: int) -> Tensor:
+    """As `compressor.kernels.attention.attention`, as one node of a graph; the level by its number."""
+    return eager_attention(q, k, v, mask, scale, LEVELS[level])
+
+
+@native_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, level: int) -> Tensor:
+    return q.new_empty(q.shape[0], 1, q.shape[1], v.shape[3])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.engine.limits import available_memory
+from compressor.hf.decoding import quicken
 from compressor.hf.embedding import TiedHead, is_packed_embedding
 from compressor.hf.linear import PackedLinear
 from compressor.kernels.matrix import Kind, Matrix, aligned
@@ -223,7 +224,8 @@ def products(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
 def with_our_product(model: Any, level: str) -> Any:
     """Return a copy of a model in bf16 that shares its tensors, but multiplies by the bf16 product of the kernels.
 
-    That one reads a matrix as fast as memory gives it, so that nothing is held against a slow product of PyTorch.
+    That one reads a matrix as fast as memory gives it, and so does the attention of a token, so that nothing is held
+    against slow parts of PyTorch.
 
     Args:
         level: instruction set.
@@ -236,6 +238,7 @@ def with_our_product(model: Any, level: str) -> Any:
             matrix = Matrix(Kind.DENSE_BF16, weight.shape[0], weight.shape[1], 128, 1.0, weight)
             bias = None if module.bias is None else module.bias.detach().float()
             module.forward = partial(_multiply, matrix, bias, level)  # type: ignore[method-assign]
+    quicken(twin, level)
     return twin
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from compressor.errors import UserError
+from compressor.hf.fast import accelerate
 from compressor.kernels.layers import exact_activations
 from compressor.kernels.matrix import FEW
-from compressor.kernels.model import accelerate
 from compressor.kernels.native import LEVELS, rung_and_why
 
 WINDOWS = FEW  # read together, one token of each: so few that they are multiplied as one token is

@@ -10,8 +10,8 @@ from torch import nn
 from compressor.formats.group_int import GroupInt
 from compressor.formats.representation import Representation, pack
 from compressor.formats.trit_planes import TritPlanes
+from compressor.hf.fast import accelerate
 from compressor.hf.linear import PackedLinear
-from compressor.kernels.model import accelerate
 from compressor.kernels.native import Native
 
 

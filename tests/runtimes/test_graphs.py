@@ -10,7 +10,7 @@ import pytest
 import repacked
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, StaticCache
 
 import compressor  # noqa: F401  # so that transformers knows our folders
 
@@ -96,3 +96,31 @@ def test_inductor(tmp_path: Path) -> None:
     model, want = loaded("integers", tmp_path)
     with torch.no_grad():
         agree(torch.compile(model)(IDS), want)
+
+
+@pytest.mark.usefixtures("by_the_package")
+def test_a_token_after_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding with a static cache is one graph, and attention one node of it."""
+    monkeypatch.setenv("COMPRESSOR_KERNELS", "auto")
+    monkeypatch.setenv("COMPRESSOR_ACTIVATIONS", "exact")  # one token is rounded otherwise than several
+    torch._dynamo.reset()
+    source = integer_models.source(tmp_path / "source")
+    folder = repacked.repack(source, tmp_path / "packed", KINDS["trits"])
+    model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+    found: list[str] = []
+
+    def keep(graph: Any, _: Any) -> Any:
+        found.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    with torch.no_grad():
+        want = model(IDS).logits
+        cache = StaticCache(config=model.config, max_cache_len=40)
+        model(IDS[:, :7], past_key_values=cache)
+        step = torch.compile(model, backend=keep, fullgraph=True)
+        for place in range(7, 10):
+            token, position = IDS[:, place : place + 1], torch.tensor([[place]])
+            agree(step(token, past_key_values=cache, position_ids=position).logits[:, 0], want[:, place])
+    calls = sum("native_attention" in name for name in found)
+    assert calls and calls % model.config.num_hidden_layers == 0
+    assert not any("scaled_dot_product" in name for name in found)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 import compressor  # noqa: F401  # so that transformers knows our folders
-from compressor.kernels.model import accelerate
+from compressor.hf.fast import accelerate
 from compressor.kernels.native import LEVELS, rung
 
 IDS = integer_models.IDS

@@ -309,11 +309,13 @@ PyObject* processor(PyObject*, PyObject* const*, Py_ssize_t) {
   return levels ? Py_BuildValue("NO", levels, machine.bf16 ? Py_True : Py_False) : nullptr;
 }
 
+#include "entry_attention.hpp"
+
 #define COMPRESSOR_ENTRY(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(name)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {
     COMPRESSOR_ENTRY(linear),       COMPRESSOR_ENTRY(unpack),    COMPRESSOR_ENTRY(pack_records),
     COMPRESSOR_ENTRY(read_records), COMPRESSOR_ENTRY(pack_rows), COMPRESSOR_ENTRY(read_memory),
-    COMPRESSOR_ENTRY(processor),    COMPRESSOR_ENTRY(use_large_pages),
+    COMPRESSOR_ENTRY(processor),    COMPRESSOR_ENTRY(use_large_pages), COMPRESSOR_ENTRY(attention),
       {nullptr, nullptr, 0, nullptr},
 };
 

@@ -63,6 +63,7 @@ KFN void keep(void* to, T v) {
 KFN F16 splat(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 KFN I16 splat(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
 KFN F16 floats(I16 v) { return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }
+KFN F16 as_floats(I16 bits) { return {_mm256_castsi256_ps(bits.low), _mm256_castsi256_ps(bits.high)}; }
 KFN F16 greater(F16 a, F16 b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
 KFN I16 whole(F16 v) {  // nearest, of numbers that are not negative
   const F16 moved = v + splat(0.5f);

@@ -77,6 +77,10 @@ KFN I16 splat(int32_t s) { return I16::same(s); }
 KFN F16 floats(I16 a) {
   return {{vcvtq_f32_s32(a.v[0]), vcvtq_f32_s32(a.v[1]), vcvtq_f32_s32(a.v[2]), vcvtq_f32_s32(a.v[3])}};
 }
+KFN F16 as_floats(I16 bits) {
+  return {{vreinterpretq_f32_s32(bits.v[0]), vreinterpretq_f32_s32(bits.v[1]), vreinterpretq_f32_s32(bits.v[2]),
+           vreinterpretq_f32_s32(bits.v[3])}};
+}
 KFN F16 greater(F16 a, F16 b) {
   return {{vmaxq_f32(a.v[0], b.v[0]), vmaxq_f32(a.v[1], b.v[1]), vmaxq_f32(a.v[2], b.v[2]), vmaxq_f32(a.v[3], b.v[3])}};
 }

@@ -4,6 +4,7 @@
 #include "rows.hpp"
 #include "write.hpp"
 #include "panels.hpp"
+#include "attend.hpp"
 #if COMPRESSOR_LEVEL == 2
 #include "exact.hpp"
 #include "panels_bf16.hpp"

@@ -28,6 +28,7 @@
 #include <utility>
 #include <vector>
 
+#include "attention.hpp"
 #include "layout.hpp"
 #include "pool.hpp"
 #include "scalars.hpp"
@@ -43,6 +44,7 @@ constexpr long kTokensAtOnce = 480;              // whose sums are held; a multi
 constexpr long kLevels = 64 * kMostInputs / 4;   // bytes of a record, a byte a level
 constexpr long kReadAtOnce = 512;               // bytes
 constexpr long kAhead = 6144;                    // bytes by which rows of 16-bit numbers are asked for before they are read
+constexpr long kMostWidth = 512;                 // of a head
 constexpr long kFewTokens = 3;                   // up to which records are not decoded first
 
 // For loops that do little with what they read: into the second cache, as the first one has room for inputs, or for what was

@@ -200,10 +200,39 @@ struct UnpackPartial {
 };
 
 KFN float total(F16 v) {
+#if COMPRESSOR_LEVEL == 2
+  return _mm512_reduce_add_ps((__m512)v);
+#elif COMPRESSOR_LEVEL == 1
+  const __m256 eight = _mm256_add_ps(v.low, v.high);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
   float lanes[16], sum = 0;
   std::memcpy(lanes, &v, sizeof lanes);
   for (int i = 0; i < 8; ++i) sum += lanes[i] + lanes[i + 8];
   return sum;
+#endif
+}
+
+// The totals of four.
+KFN void four_totals(const F16* v, float* out) {
+#if COMPRESSOR_LEVEL == 2
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps((__m512)v[0], (__m512)v[1]), _mm512_unpackhi_ps((__m512)v[0], (__m512)v[1]));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps((__m512)v[2], (__m512)v[3]), _mm512_unpackhi_ps((__m512)v[2], (__m512)v[3]));
+  const __m512d low = _mm512_unpacklo_pd((__m512d)ab, (__m512d)cd), high = _mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
+  const __m512 all = _mm512_add_ps((__m512)low, (__m512)high);
+  const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1)));
+#elif COMPRESSOR_LEVEL == 1
+  __m256 half[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) half[i] = _mm256_add_ps(v[i].low, v[i].high);
+  const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+#else
+  for (int i = 0; i < 4; ++i) out[i] = total(v[i]);
+#endif
 }
 
 // 16 entries of a 16-bit type as fp32.

@@ -28,6 +28,7 @@ KFN W16 words(const uint8_t* halves) { return __builtin_convertvector(load<H16>(
 KFN void keep_lower(void* to, W16 v) { keep(to, __builtin_convertvector(v, H16)); }
 #endif
 KFN F16 floats(I16 v) { return __builtin_convertvector(v, F16); }
+KFN F16 as_floats(I16 bits) { return (F16)bits; }
 KFN F16 greater(F16 a, F16 b) { return a > b ? a : b; }
 KFN I16 whole(F16 v) { return __builtin_convertvector(v + 0.5f, I16); }  // nearest, of numbers that are not negative
 KFN F16 splat(float v) { return F16{} + v; }

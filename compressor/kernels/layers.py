@@ -17,7 +17,7 @@ from compressor.kernels.matrix import DTYPES, Kind, Matrix, room
 from compressor.kernels.native import LEVELS
 from compressor.kernels.products import Product, Unsupported, make_product
 from compressor.kernels.rebuild import large_part, rebuilt
-from compressor.kernels.stock import Dense, Int4Pack, make_stock
+from compressor.kernels.stock import Dense, Int4Pack, Int8Chunks, make_stock
 from compressor.kernels.triton import Layout
 
 ACTIVATIONS = "COMPRESSOR_ACTIVATIONS"
@@ -51,7 +51,7 @@ class Fast:
 
     rung: str
     reason: str
-    product: Product | Dense | Int4Pack | OnGpu
+    product: Product | Dense | Int4Pack | Int8Chunks | OnGpu
     exact: bool
     group: tuple[Group, int] | None = None
     device: str = "cpu"

@@ -1,9 +1,11 @@
-"""The rungs without kernels of our own: PyTorch's integer product, and plain matrices."""
+"""The rungs without kernels of our own: PyTorch's integer products, and plain matrices."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from compressor.formats.group_int import GroupInt
 from compressor.formats.parts import Spec
+from compressor.formats.registry import format_of
 from compressor.formats.representation import unpack
 from compressor.formats.trit_planes import TritPlanes
 
@@ -19,6 +22,12 @@ GROUPS = (32, 64, 128, 256)
 
 FEW = 4
 """Tokens up to which PyTorch's product is faster than that of plain matrices."""
+
+FEW_IN_8_BITS = 2
+"""Tokens up to which `Int8Chunks`, which takes one after the other, is faster than plain matrices."""
+
+CHUNK = 512
+"""Inputs of `Int8Chunks` that share a scale."""
 
 INNER = 2
 MULTIPLE = 16
@@ -76,6 +85,61 @@ class Int4Pack:
         return sum(part.nbytes for part in (*self.packed, *self.scales, self.weight))
 
 
+@dataclass(frozen=True, eq=False)
+class Int8Chunks:
+    """A matrix rounded to 8 bits, with a scale for every row and `CHUNK` inputs, multiplied by PyTorch's int8 product.
+
+    Activations get 8 bits, too: a scale and a zero point for every token and chunk.
+
+    Attributes:
+        packed: of every chunk of inputs, what ``quantized::linear_prepack`` makes.
+        weight: the matrix itself (m, n), for more tokens than :data:`FEW_IN_8_BITS`, and for graphs.
+    """
+
+    packed: list[Any]
+    weight: Tensor
+
+    def product(self, x: Tensor, bias: Tensor | None, level: str, exact: bool) -> Tensor:
+        """Return ``x W^T + bias`` (tokens, m) in the dtype of ``x``."""
+        if len(x) > FEW_IN_8_BITS or torch.compiler.is_compiling():
+            return Dense(self.weight).product(x, bias, level, exact)
+        y = torch.cat([self._of_one(token) for token in torch.split(x.float(), 1)])
+        return (y if bias is None else y.add_(bias)).to(x.dtype)
+
+    def _of_one(self, token: Tensor) -> Tensor:
+        total = (token.sum(1, keepdim=True) * 0).expand(1, len(self.weight)).clone()  # NaN, which integers do not know
+        for packed, part in zip(self.packed, torch.split(token, CHUNK, 1), strict=True):
+            total.add_(torch.ops.quantized.linear_dynamic(part, packed, False))
+        return total
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        scales = 4 * len(self.packed) * len(self.weight)
+        return self.weight.numel() + scales + self.weight.nbytes
+
+
+def has_int8() -> bool:
+    """Return whether PyTorch has that product, and this processor what makes it fast and keeps it from overflowing."""
+    product = hasattr(torch.ops.quantized, "linear_dynamic") and hasattr(torch, "_make_per_channel_quantized_tensor")
+    vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+    return product and vnni and torch.backends.quantized.engine in ("x86", "fbgemm")
+
+
+def _in_8_bits(weight: Tensor) -> list[Any]:
+    """Pack a matrix (m, n) for `Int8Chunks`."""
+    packed, zero = [], torch.zeros(len(weight), dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # quantized tensors are to leave PyTorch; see `has_int8`
+        for part in torch.split(weight.float(), CHUNK, 1):
+            largest = part.abs().amax(1, keepdim=True)
+            scale = torch.where(largest > 0, largest / 127, 1.0)
+            codes = (part / scale).round().to(torch.int8)
+            tensor = torch._make_per_channel_quantized_tensor(codes, scale[:, 0].double(), zero, 0)
+            packed.append(torch.ops.quantized.linear_prepack(tensor, None))
+    return packed
+
+
 def _term(codes: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
     """Pack codes (m, n) int8 from -8 to 7 with scales and zero points (m, G): value = (code - zero) scale."""
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu((codes + 8).to(torch.int32), INNER)
@@ -83,21 +147,32 @@ def _term(codes: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Te
     return packed, torch.stack([scale, middle], -1).transpose(0, 1).contiguous().to(torch.bfloat16)
 
 
-def make_stock(parts: Mapping[str, Tensor], spec: Spec, dtype: torch.dtype) -> Int4Pack | None:
-    """Return the matrix for PyTorch's 4-bit product; None where that cannot hold it, or would be no faster.
+def make_stock(parts: Mapping[str, Tensor], spec: Spec, dtype: torch.dtype) -> Int4Pack | Int8Chunks | None:
+    """Return the matrix for one of PyTorch's integer products; None where they would be no faster, or lose too much.
 
-    Trit planes become a term each, up to two, integers of up to 4 bits one. ``dtype`` is that of the model.
+    What one 4-bit product can hold, integers of up to 4 bits and one plane of trits, is multiplied as it is; other
+    integers and trits are rounded to 8 bits where PyTorch multiplies these fast, and two planes of trits are two 4-bit
+    products where not. ``dtype`` is that of the model.
     """
     if spec["format"] not in ("trit-planes", "group-int"):
+        return None  # large weights among small ones: a scale of 8 bits for both would lose the small ones
+    terms, by_int8 = _terms(parts, spec), has_int8()
+    if not terms and not by_int8:
         return None
-    m, n = spec["shape"]
-    if spec["group"] not in GROUPS or n % spec["group"] or m % MULTIPLE:
-        return None
+    weight = format_of(spec).unpack(parts, spec).to(dtype)
+    if by_int8 and len(terms) != 1:
+        return Int8Chunks(_in_8_bits(weight), weight)
+    return Int4Pack([packed for packed, _ in terms], [scale for _, scale in terms], spec["group"], weight)
+
+
+def _terms(parts: Mapping[str, Tensor], spec: Spec) -> list[tuple[Tensor, Tensor]]:
+    """What 4-bit products are to be summed up; empty where they cannot hold the matrix."""
+    (m, n), group = spec["shape"], spec.get("group")
+    if group not in GROUPS or n % group or m % MULTIPLE:
+        return []
     found = unpack(spec, parts)
     if isinstance(found, TritPlanes) and len(found.trits) <= 2:
-        terms = [_term(trits, scale.float(), None) for trits, scale in zip(found.trits, found.scale, strict=True)]
-    elif isinstance(found, GroupInt) and found.bits <= 4:
-        terms = [_term(found.codes, found.scale, found.zero)]
-    else:
-        return None
-    return Int4Pack([packed for packed, _ in terms], [scale for _, scale in terms], spec["group"], found.dense(dtype))
+        return [_term(trits, scale.float(), None) for trits, scale in zip(found.trits, found.scale, strict=True)]
+    if isinstance(found, GroupInt) and found.bits <= 4:
+        return [_term(found.codes, found.scale, found.zero)]
+    return []

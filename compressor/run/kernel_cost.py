@@ -1,4 +1,4 @@
-"""What it costs that kernels round activations to 8 bits: a model by the kernels against itself, multiplied exactly."""
+"""What it costs that activations are rounded to 8 bits: a model by the kernels against itself, multiplied exactly."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from compressor.hf.fast import accelerate
 from compressor.kernels.layers import exact_activations
 from compressor.kernels.matrix import FEW
 from compressor.kernels.native import LEVELS, rung_and_why
+from compressor.kernels.stock import FEW_IN_8_BITS
 
 WINDOWS = FEW  # read together, one token of each: so few that they are multiplied as one token is
 FEWEST, MOST = 64, 1024  # tokens: differences of the same model on the same tokens need no more
@@ -51,8 +52,10 @@ def kernel_cost(model: Any, ids: Tensor) -> dict[str, Any]:
         activations = "exact" if exact_activations() else "int8"
     except UserError as error:
         return {"skipped": str(error)}
-    if way not in LEVELS:
+    if way not in (*LEVELS, "torch"):
         return {"skipped": f"packed layers are multiplied by {way}, {why}"}
+    if way == "torch":
+        ids = ids[:FEW_IN_8_BITS]
     reference = model(input_ids=ids, use_cache=False).logits
     found = accelerate(model, way)
     if way not in found.layers:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.kernel_matrices import PLANES, Packed, random_packed
+from compressor.hf.decoding import quicken
 from compressor.hf.fast import accelerate
 from compressor.hf.linear import PackedLinear
+from compressor.run.bench_measure import with_our_product
 
-ORIGINAL, FLOOR = "bf16", "no products"
-PROMPT = 64
+ORIGINAL, OWN, FLOOR = "bf16", "bf16, own products", "no products"
 WARM = 3
+LONG = 512  # tokens of a prompt that is read once only
 
 
 class Nothing(nn.Module):
@@ -99,25 +101,30 @@ def _step(way: Way, token: int) -> float:
     return time.thread_time() - began
 
 
-def model_speed(sizes: tuple[int, int, int, int], rungs: list[str], steps: int) -> dict[str, Any]:
-    """Processor seconds of a prefill of 64 tokens and of every token after it, by way, in turns, on one thread.
+def model_speed(sizes: tuple[int, int, int, int], rungs: list[str], steps: int, prompt: int) -> dict[str, Any]:
+    """Processor seconds of a prefill and of every token after it, by way, in turns, on one thread.
 
     Args:
         sizes: hidden size, size of the feed-forward part, blocks, vocabulary.
-        rungs: ways of `compressor.kernels.native` to measure beside the original.
+        rungs: ways of `compressor.kernels.native` to measure beside the original; the first is the best instruction
+            set, by which the original is multiplied, too.
         steps: tokens to decode.
+        prompt: tokens of the prefill.
     """
     torch.set_num_threads(1)
     dense = original(*sizes)
     weights = sum(module.weight.numel() for module in dense.modules() if isinstance(module, nn.Linear))
     floor = emptied(dense)
-    ways = [Way(ORIGINAL, dense, 2 * weights, [], [], ""), Way(FLOOR, floor, 0, [], [], "")]
+    own = with_our_product(dense, rungs[0])
+    ways = [Way(name, model, 2 * weights, [], [], "") for name, model in ((ORIGINAL, dense), (OWN, own))]
+    ways.append(Way(FLOOR, floor, 0, [], [], ""))
     for rung in rungs:
         model, made = with_planes(floor, rung)
         layers = [module.fast for module in model.modules() if isinstance(module, PackedLinear)]
         ways.append(Way(rung, model, sum(fast.product.nbytes for fast in layers), [], [], made))
-    ids = torch.randint(0, sizes[3], (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    for _ in range(3):
+    quicken(floor, rungs[0])
+    ids = torch.randint(0, sizes[3], (1, prompt), generator=torch.Generator().manual_seed(0))
+    for _ in range(1 if prompt > LONG else 3):
         for way in ways:
             way.prefill.append(_prefill(way, ids))
     for step in range(WARM + steps):
@@ -127,4 +134,4 @@ def model_speed(sizes: tuple[int, int, int, int], rungs: list[str], steps: int) 
         {"name": way.name, "bytes": way.nbytes, "prefill": way.prefill, "times": way.steps[WARM:], "made": way.made}
         for way in ways
     ]
-    return {"sizes": list(sizes), "weights": weights, "prompt": PROMPT, "rows": rows}
+    return {"sizes": list(sizes), "weights": weights, "prompt": prompt, "rows": rows}

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.kernel_attention import OURS, TORCH_ATTENTION
 from benchmarks.kernel_matrices import DENSE, LOW_RANK, PARTIAL, PLANES, SPARSE
-from benchmarks.kernel_model import FLOOR, ORIGINAL
+from benchmarks.kernel_model import FLOOR, ORIGINAL, OWN
 from benchmarks.kernel_parts import INT4PACK, Q4, READ, TORCH, TORCH_FP32
 from benchmarks.kernel_timing import quantile, times_faster
 from benchmarks.sections import machine_line, table
 
 Row = dict[str, Any]
 Results = Sequence[dict[str, Any]]
+
+PARTS = ("gemv", "tokens", "threads", "load", "attention", "model", "layout")
 
 RIVALS = {"torch bf16": (TORCH, None), "own bf16": (DENSE, "best"), "int4pack": (INT4PACK, None), "Q4_0": (Q4, None)}
 """Column -> the row whose time is divided by, and its instruction set."""
@@ -25,8 +28,7 @@ TOKEN_GOALS: dict[int, Goal] = {8: (2, 3, 5), 32: (1.7, 2.2, 2.5), 512: (1, 1.7,
 
 def kernels_section(results: Results, note: str = "") -> str:
     """The section of docs/benchmarks.md; ``note`` is said of the machine."""
-    by = {part: [r for r in results if r["part"] == part] for part in ("gemv", "tokens", "threads", "load", "model")}
-    layouts = [r for r in results if r["part"] == "layout"]
+    by = {part: [r for r in results if r["part"] == part] for part in PARTS}
     llama = next((r["ggml"] for r in results if r.get("ggml")), None)
     extra = [*([f"llama.cpp's ggml {llama}"] if llama else []), *([note] if note else [])]
     parts = ["## Kernels", machine_line(", ".join(extra)), WORDS]
@@ -43,9 +45,11 @@ def kernels_section(results: Results, note: str = "") -> str:
         parts += ["### One token, two threads", THREADS_WORDS, threads_table(by["threads"])]
     if by["load"]:
         parts += ["### Two threads on a busy machine", LOAD_WORDS, load_table(by["load"])]
-    for result in by["model"]:
-        parts += ["### A whole model", *_model(result)]
-    for result in layouts:
+    if by["attention"]:
+        parts += ["### Attention of one token, one thread", ATTENTION_WORDS, attention_table(by["attention"])]
+    if by["model"]:
+        parts += ["### A whole model", *_models(by["model"])]
+    for result in by["layout"]:
         parts += ["### Laying a stored matrix out", *_layout(result)]
     return "\n\n".join(parts) + "\n"
 
@@ -186,31 +190,57 @@ def load_table(results: Results) -> str:
     return table(["busy processes", *names], body)
 
 
-def _model(result: dict[str, Any]) -> list[str]:
-    hidden, ffn, layers, vocabulary = result["sizes"]
-    by = {row["name"]: row for row in result["rows"]}
-    floor = by[FLOOR]
-    words = (
-        f"transformers, a Llama of {result['weights'] / 1e6:.0f} million weights in linear layers (hidden size "
-        f"{hidden}, {ffn}, {layers} blocks, vocabulary {vocabulary}), two random trit planes in all of them, the "
-        f"output layer included; bf16, eager, batch of 1, one thread. `{FLOOR}`: the linear layers give zeros, and "
-        "what is left is framework, attention and norms. Milliseconds of processor time, 25th percentile and median "
-        f"of a token; prefill of {result['prompt']} tokens, the best of {len(floor['prefill'])}."
-    )
+ATTENTION_WORDS = (
+    "One layer's attention of a token with all before it, in bf16; keys and values rotate through copies larger than "
+    "the cache, in turns. Microseconds (25th percentile), and GB/s of keys and values. `torch`: "
+    "scaled_dot_product_attention, as transformers calls it."
+)
+
+
+def attention_table(results: Results) -> str:
+    """A line for every shape of heads and length of text."""
+    levels = [row["level"] for row in results[0]["rows"] if row["name"] == OURS]
     body = []
+    for result in results:
+        heads, kv, width = result["heads"]
+        theirs = pick(result, TORCH_ATTENTION)
+        assert theirs is not None
+        cells = [f"{heads} / {kv} x {width}", str(result["context"]), f"{1e6 * quantile(theirs, 0.25):.0f}"]
+        for level in levels:
+            row = pick(result, OURS, level)
+            assert row is not None
+            seconds = quantile(row, 0.25)
+            cells += [f"{1e6 * seconds:.0f}", f"{row['bytes'] / seconds / 1e9:.1f}", times(ratio(row, theirs))]
+        body.append(cells)
+    head = ["heads / of keys x width", "tokens before", "torch"]
+    return table([*head, *(name for level in levels for name in (f"{level}", "GB/s", "vs torch"))], body)
+
+
+def _models(results: Results) -> list[str]:
+    hidden, ffn, layers, vocabulary = results[0]["sizes"]
+    words = (
+        f"transformers, a Llama of {results[0]['weights'] / 1e6:.0f} million weights in linear layers (hidden size "
+        f"{hidden}, {ffn}, {layers} blocks, vocabulary {vocabulary}), two random trit planes in all of them, the "
+        "output layer included; bf16, eager, batch of 1, one thread. Attention and cache are transformers' own in the "
+        f"original alone; `{OWN}` multiplies it by our bf16 product, `{FLOOR}` gives zeros for all linear layers: what "
+        "is left is framework, attention and norms. Milliseconds of processor time, 25th percentile and median of a "
+        "token."
+    )
+    made = [f"{row['name']}: {row['made']}" for row in results[0]["rows"] if row["made"]]
+    return [words, *map(_model, results), "In the log: " + "; ".join(made) + "."]
+
+
+def _model(result: dict[str, Any]) -> str:
+    by = {row["name"]: row for row in result["rows"]}
+    labels, body = {ORIGINAL: "the original in bf16", OWN: OWN, FLOOR: FLOOR}, []
     for name, row in by.items():
-        if name in (ORIGINAL, FLOOR):
-            label_of = {ORIGINAL: "the original in bf16", FLOOR: FLOOR}[name]
-        else:
-            label_of = f"trit planes, {name}"
-        body.append(
-            [label_of, f"{row['bytes'] / 1e6:.0f} MB", f"{1e3 * quantile(row, 0.25):.1f}",
-             f"{1e3 * quantile(row, 0.5):.1f}", times(ratio(row, by[ORIGINAL])), f"{1e3 * min(row['prefill']):.0f}",
-             times(min(by[ORIGINAL]["prefill"]) / min(row["prefill"]))]
-        )  # fmt: skip
-    head = ["", "linear layers", "ms a token (25 %)", "median", "vs bf16", "ms of the prefill", "vs bf16"]
-    made = [f"{name}: {row['made']}" for name, row in by.items() if row["made"]]
-    return [words, table(head, body), "In the log: " + "; ".join(made) + "."]
+        what, prefill = labels.get(name, f"trit planes, {name}"), min(row["prefill"])
+        token = [f"{1e3 * quantile(row, share):.1f}" for share in (0.25, 0.5)]
+        faster = [times(ratio(row, by.get(other))) for other in (ORIGINAL, OWN)]
+        whole = [f"{1e3 * prefill:.0f}", times(min(by[ORIGINAL]["prefill"]) / prefill)]
+        body.append([what, f"{row['bytes'] / 1e6:.0f} MB", *token, *faster, *whole])
+    after = f"ms a token after {result['prompt']} (25 %)"
+    return table(["", "linear layers", after, "median", "vs bf16", "vs own", "ms of the prompt", "vs bf16"], body)
 
 
 def _layout(result: dict[str, Any]) -> list[str]:
@@ -277,9 +307,10 @@ def goals(by: dict[str, list[dict[str, Any]]]) -> list[str]:
         whole = {row["name"]: row for row in result["rows"]}
         best = next((name for name in ("avx512", "avx2") if name in whole), None)
         if best:
-            add(f"whole model, {best} vs bf16", [ratio(whole[best], whole[ORIGINAL])], (5, 7, 8.5))
+            where = f"after {result['prompt']} tokens"
+            add(f"whole model {where}, {best} vs bf16", [ratio(whole[best], whole[ORIGINAL])], (5, 7, 8.5))
         if "torch" in whole:
-            add("no compiler, PyTorch's int4pack vs bf16", [ratio(whole["torch"], whole[ORIGINAL])], (1, 2, 2.6))
+            add("no compiler, PyTorch's int8 product vs bf16", [ratio(whole["torch"], whole[ORIGINAL])], (1, 2, 2.6))
     for result in by["load"]:
         if result["load"]:
             one_thread, two_threads = two_by_one(result, PLANES)

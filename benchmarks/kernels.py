@@ -24,8 +24,11 @@ from compressor.kernels.native import native
 
 SHAPES = ("2048x2048", "4096x4096", "4096x11008")
 TOKENS = (2, 4, 8, 16, 32, 128, 512)
-PARTS = ("gemv", "tokens", "threads", "load", "model", "layout")
+PARTS = ("gemv", "tokens", "threads", "load", "attention", "model", "layout")
 MODEL = (2048, 5632, 8, 32000)
+PROMPTS = (64, 1024)
+"""Tokens before those that the whole model decodes."""
+
 MEMORY = 128 << 20  # bytes that the weights of each contender rotate through
 
 
@@ -47,8 +50,9 @@ def digest() -> str:
     """Changes with the kernels and with how they are measured."""
     found = hashlib.sha256()
     files = [*(ROOT / "compressor" / "kernels").rglob("*.[ch]pp"), *(ROOT / "compressor" / "kernels").glob("*.py")]
-    measured = (ROOT / "benchmarks" / f"kernel_{name}.py" for name in ("matrices", "model", "parts", "timing"))
-    for file in sorted([*files, *measured]):
+    files.append(ROOT / "compressor" / "hf" / "decoding.py")
+    measured = ("attention", "matrices", "model", "parts", "timing")
+    for file in sorted([*files, *(ROOT / "benchmarks" / f"kernel_{name}.py" for name in measured)]):
         found.update(file.read_bytes())
     return found.hexdigest()[:16]
 
@@ -56,6 +60,7 @@ def digest() -> str:
 def jobs(args: argparse.Namespace, ggml: Ggml | None) -> list[tuple[str, dict[str, Any], Callable[[], dict[str, Any]]]]:
     """Part, what tells a result from the others of that part, and what measures it."""
     from benchmarks import kernel_parts as parts
+    from benchmarks.kernel_attention import CONTEXTS, HEADS, attention_speed
     from benchmarks.kernel_model import model_speed
 
     found: list[tuple[str, dict[str, Any], Callable[[], dict[str, Any]]]] = []
@@ -80,10 +85,17 @@ def jobs(args: argparse.Namespace, ggml: Ggml | None) -> list[tuple[str, dict[st
             one, two = (parts.Setup(4096, 4096, 1, count, MEMORY, wall=True) for count in (1, 2))
             what = {"load": load, "rounds": 2 * rounds}
             found.append(("load", what, partial(parts.loaded, one, two, load, 2 * rounds)))
+    if "attention" in args.parts:
+        for heads in HEADS:
+            for context in CONTEXTS:
+                what = {"heads": list(heads), "context": context, "rounds": rounds}
+                setup = parts.Setup(0, 0, 1, 1, MEMORY)
+                found.append(("attention", what, partial(attention_speed, setup, heads, context, rounds)))
     if "model" in args.parts:
-        rungs = [*parts.levels(), "torch", "dense"]
-        what = {"sizes": list(MODEL), "steps": args.steps}
-        found.append(("model", what, partial(model_speed, MODEL, rungs, args.steps)))
+        for prompt in PROMPTS:
+            rungs = [*parts.levels(), "torch", "dense"] if prompt == PROMPTS[0] else parts.levels()[:1]
+            what = {"sizes": list(MODEL), "steps": args.steps, "prompt": prompt}
+            found.append(("model", what, partial(model_speed, MODEL, rungs, args.steps, prompt)))
     if "layout" in args.parts:
         found.append(("layout", {}, partial(parts.layout, 4096, 4096, 3)))
     return found

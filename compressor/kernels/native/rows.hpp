@@ -347,46 +347,107 @@ KERNEL void sparse_tile(const Matrix& w, long tile, const float* x, float* y) {
   }
 }
 
-// One row of 16-bit numbers times one token of fp32 inputs.
-template <bool BF16>
-KERNEL float dense_row(const uint8_t* row, const float* x, long n) {
-  F16 a{}, b{}, c{}, d{};
+// Rows of 16-bit numbers that are multiplied together, so that they share what is read of the inputs: where these would
+// otherwise be driven out of the first cache by each row. Where they are not, several rows are read slower than one.
+constexpr int kRowsAtOnce = COMPRESSOR_LEVEL == 2 ? 4 : 2;
+template <class T>
+constexpr bool together(long n) {
+  return n * static_cast<long>(sizeof(T)) > (16 << 10);
+}
+
+// R rows of at least 16 16-bit numbers times one token of fp32 inputs; `last`: the last 16 of these, but zeros where they are
+// among the first n / 16 x 16.
+template <bool BF16, int R>
+KERNEL void dense_rows(const uint8_t* row, const float* x, const float* last, long n, float* y) {
+  constexpr int A = R == 1 ? 4 : kRowsAtOnce;  // sums of a row
+  F16 s[R][A] = {};
   long k = 0;
-  for (; k + 64 <= n; k += 64) {
-    const uint8_t* const at = row + 2 * k;
-    ask(at);
-    ask(at + 64);
-    a += sixteen<BF16>(at) * load<F16>(x + k);
-    b += sixteen<BF16>(at + 32) * load<F16>(x + k + 16);
-    c += sixteen<BF16>(at + 64) * load<F16>(x + k + 32);
-    d += sixteen<BF16>(at + 96) * load<F16>(x + k + 48);
+  for (; k + 16 * A <= n; k += 16 * A)
+#pragma GCC unroll 4
+    for (int i = 0; i < A; ++i) {
+      const F16 in = load<F16>(x + k + 16 * i);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const uint8_t* const at = row + 2 * (r * n + k + 16 * i);
+        if (i % 2 == 0) ask(at);
+        s[r][i] += sixteen<BF16>(at) * in;
+      }
+    }
+  for (; k + 16 <= n; k += 16) {
+    const F16 in = load<F16>(x + k);
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) s[r][0] += sixteen<BF16>(row + 2 * (r * n + k)) * in;
   }
-  float sum = total((a + b) + (c + d));
-  for (; k < n; ++k) {
-    const uint16_t bits = load<uint16_t>(row + 2 * k);
-    sum += (BF16 ? from_bf16(bits) : from_fp16(bits)) * x[k];
+  if (k < n) {  // the last 16 once more, without those that are in the sums
+    const F16 in = load<F16>(last);
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) s[r][0] += sixteen<BF16>(row + 2 * (r * n + n - 16)) * in;
   }
-  return sum;
+  for (int r = 0; r < R; ++r) {
+    F16 all = s[r][0];
+#pragma GCC unroll 4
+    for (int i = 1; i < A; ++i) all += s[r][i];
+    y[r] = total(all);
+  }
+}
+
+template <bool BF16>
+KERNEL void dense_tile(const uint8_t* row, const float* x, long n, long rows, float* y) {
+  if (n < 16) {
+    for (long r = 0; r < rows; ++r) {
+      y[r] = 0;
+      for (long k = 0; k < n; ++k) {
+        const uint16_t bits = load<uint16_t>(row + 2 * (r * n + k));
+        y[r] += (BF16 ? from_bf16(bits) : from_fp16(bits)) * x[k];
+      }
+    }
+    return;
+  }
+  float last[16];
+  for (long k = n - 16; k < n; ++k) last[k - n + 16] = k < n / 16 * 16 ? 0 : x[k];
+  long r = 0;
+  for (; together<float>(n) && r + kRowsAtOnce <= rows; r += kRowsAtOnce) dense_rows<BF16, kRowsAtOnce>(row + 2 * r * n, x, last, n, y + r);
+  for (; r < rows; ++r) dense_rows<BF16, 1>(row + 2 * r * n, x, last, n, y + r);
 }
 
 #if COMPRESSOR_LEVEL == 2
-// The same of bf16 rows with inputs rounded to bf16, where the processor multiplies those.
-KBF float dense_row_bf16(const uint8_t* row, const uint16_t* x, long n) {
-  __m512 s[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+// The same of bf16 and inputs rounded to bf16, where the processor multiplies those.
+template <int R>
+KBF void dense_rows_bf16(const uint8_t* row, const uint16_t* x, long n, float* y) {
+  constexpr int A = R == 1 ? 4 : 2;  // sums of a row
+  __m512 s[R][A] = {};
   long k = 0;
-  for (; k + 128 <= n; k += 128)
+  for (; k + 32 * A <= n; k += 32 * A)
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < A; ++i) {
       const __m512i in = _mm512_loadu_si512(x + k + 32 * i);
-      ask(row + 2 * (k + 32 * i));
-      // as assembler, so that it stays beside its request
-      asm volatile("vdpbf16ps %2, %1, %0" : "+v"(s[i]) : "v"(in), "m"(*(const __m512i_u*)(row + 2 * (k + 32 * i))));
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const uint8_t* const at = row + 2 * (r * n + k + 32 * i);
+        ask(at);
+        // as assembler, so that it stays beside its request
+        asm volatile("vdpbf16ps %2, %1, %0" : "+v"(s[r][i]) : "v"(in), "m"(*(const __m512i_u*)at));
+      }
     }
   for (; k < n; k += 32) {
+    const __m512i in = _mm512_loadu_si512(x + k);
     const __mmask32 m = n - k >= 32 ? ~0u : (1u << (n - k)) - 1;
-    s[0] = _mm512_dpbf16_ps(s[0], (__m512bh)_mm512_maskz_loadu_epi16(m, row + 2 * k), (__m512bh)_mm512_maskz_loadu_epi16(m, x + k));
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r)
+      s[r][0] = _mm512_dpbf16_ps(s[r][0], (__m512bh)_mm512_maskz_loadu_epi16(m, row + 2 * (r * n + k)), (__m512bh)in);
   }
-  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
+  for (int r = 0; r < R; ++r) {
+    __m512 all = s[r][0];
+#pragma GCC unroll 4
+    for (int i = 1; i < A; ++i) all = _mm512_add_ps(all, s[r][i]);
+    y[r] = _mm512_reduce_add_ps(all);
+  }
+}
+
+KBF void dense_tile_bf16(const uint8_t* row, const uint16_t* x, long n, long rows, float* y) {
+  long r = 0;
+  for (; together<uint16_t>(n) && r + 2 <= rows; r += 2) dense_rows_bf16<2>(row + 2 * r * n, x, n, y + r);
+  for (; r < rows; ++r) dense_rows_bf16<1>(row + 2 * r * n, x, n, y + r);
 }
 
 // Which of 32 entries a place of theirs takes: how many marked places are before it.

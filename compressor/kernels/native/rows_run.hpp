@@ -35,15 +35,14 @@ static void run_16(const Call& c) {
     each_tile(c, [&](long tile, long t, float* y) {
       const uint16_t* const in = narrow + t * padded;
       if (SPARSE) return sparse_tile_bf16(w, tile, in, y);
-      for (long r = 0; r < 16 && 16 * tile + r < w.m; ++r) y[r] = dense_row_bf16(w.data + 2 * (16 * tile + r) * w.n, in, w.n);
+      dense_tile_bf16(w.data + 32 * tile * w.n, in, w.n, w.m - 16 * tile < 16 ? w.m - 16 * tile : 16, y);
     });
     return;
   }
 #endif
   each_tile(c, [&](long tile, long t, float* y) {
     if (SPARSE) return sparse_tile<KIND>(w, tile, x + t * padded, y);
-    for (long r = 0; r < 16 && 16 * tile + r < w.m; ++r)
-      y[r] = dense_row<BF16>(w.data + 2 * (16 * tile + r) * w.n, x + t * padded, w.n);
+    dense_tile<BF16>(w.data + 32 * tile * w.n, x + t * padded, w.n, w.m - 16 * tile < 16 ? w.m - 16 * tile : 16, y);
   });
 }
 

@@ -42,7 +42,7 @@ GROUPS: tuple[Group, ...] = (
 
 class Tool(Part):
     version: str = Field(description="version of compressor that wrote this")
-    command: str = Field(description="the command line as typed, absolute paths cut to their last part")
+    command: str = Field(description="the command line as typed, absolute paths cut to what tells them apart")
     started: str = Field(description="start of the run, ISO 8601 in UTC")
     seconds: float = Field(description="wall-clock time of the whole run, seconds")
 

@@ -171,7 +171,9 @@ def test_matrices_that_a_rank_leaves_whole_are_told_of(tmp_path: Path) -> None:
         recipe = tiny_models.recipe_for(None, {"decompose": {"method": "svd", "rank": rank}})
         _, plan = foresee(recipe, "embedded")
         assert not plan.violations and len(plan.specs) == 21 - whole
-        told = f"rank {rank} makes 6 of 21 matrices no smaller, and these stay whole: it pays for 128 x 128 up to rank 63"
+        told = (
+            f"rank {rank} makes 6 of 21 matrices no smaller, and these stay whole: it pays for 128 x 128 up to rank 63"
+        )
         assert plan.notes == ((told,) if whole else ())
     report = tiny_models.run_recipe(recipe, Path("embedded"), tmp_path / "out")
     assert told in report.warnings

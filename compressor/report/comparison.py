@@ -26,7 +26,7 @@ COUNTED = frozenset({"sha256", "tokens_in_text", "tokens_dropped"})
 
 @dataclass(frozen=True)
 class Entry:
-    """One model: its sizes, and its report when there is one."""
+    """One model: its sizes, its report when there is one, and how it was named: a fetched one by its hub id."""
 
     label: str
     path: Path
@@ -36,6 +36,7 @@ class Entry:
     bits_model: float | None
     source: str | None
     report: Report | None
+    named: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,11 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
     if len(paths) < 2:
         raise UserError("compare needs at least two models", fix="name another folder or report.json")
     found = [_found(path) for path in paths]
-    return [_entry(path, label) for path, label in zip(found, _labels(paths, found), strict=True)]
+    labels = _labels(paths, found)
+    return [
+        replace(_entry(path, label), named=str(given))
+        for given, path, label in zip(paths, found, labels, strict=True)
+    ]
 
 
 def _found(path: Path) -> Path:
@@ -214,6 +219,6 @@ def missing_commands(entries: Sequence[Entry]) -> list[tuple[str, str]]:
         if not (entry.report and entry.report.evaluation) and gguf_in(entry.path) is None:  # which we do not run
             against = (entry.source if entry.report else base) or base
             itself = against == entry.label
-            words = ["compressor", "evaluate", str(entry.path), *([] if itself else ["--against", against])]
+            words = ["compressor", "evaluate", entry.named or str(entry.path), *([] if itself else ["--against", against])]
             commands.append((entry.label, shlex.join(words)))
     return commands

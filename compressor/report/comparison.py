@@ -77,8 +77,7 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
     found = [_found(path) for path in paths]
     labels = _labels(paths, found)
     return [
-        replace(_entry(path, label), named=str(given))
-        for given, path, label in zip(paths, found, labels, strict=True)
+        replace(_entry(path, label), named=str(given)) for given, path, label in zip(paths, found, labels, strict=True)
     ]
 
 
@@ -219,6 +218,11 @@ def missing_commands(entries: Sequence[Entry]) -> list[tuple[str, str]]:
         if not (entry.report and entry.report.evaluation) and gguf_in(entry.path) is None:  # which we do not run
             against = (entry.source if entry.report else base) or base
             itself = against == entry.label
-            words = ["compressor", "evaluate", entry.named or str(entry.path), *([] if itself else ["--against", against])]
+            words = [
+                "compressor",
+                "evaluate",
+                entry.named or str(entry.path),
+                *([] if itself else ["--against", against]),
+            ]
             commands.append((entry.label, shlex.join(words)))
     return commands

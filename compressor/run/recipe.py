@@ -15,6 +15,7 @@ from compressor.calibration.folders import data_folder
 from compressor.errors import UserError, nearest
 from compressor.methods.decompose_settings import DECOMPOSE_METHODS, DecomposeSettings
 from compressor.methods.linearize_settings import LINEARIZE_METHODS, LinearizeSettings
+from compressor.methods.published import known_as
 from compressor.methods.quantize_settings import QUANTIZE_METHODS, QuantizeSettings
 from compressor.methods.settings import PRUNE_METHODS, PruneSettings
 from compressor.run.settings import CalibrationSettings, EvaluationSettings, OutputSettings
@@ -160,7 +161,8 @@ def make_stage(kind: str, content: Mapping[str, Any]) -> Stage:
     if name is None:
         raise UserError(f"a {kind} stage needs a method (known: {', '.join(methods)})", fix="--method NAME")
     if not isinstance(name, str) or name not in methods:
-        raise UserError(f"unknown {kind} method {name!r}{nearest(str(name), methods)}", fix="see --method")
+        hint = known_as(str(name), kind, {verb: list(known) for verb, known in STAGES.items()})
+        raise UserError(f"unknown {kind} method {name!r}{hint or nearest(str(name), methods)}", fix="see --method")
     model, where = methods[name], f"{kind} {name}"
     return Stage(
         kind=kind,

@@ -47,7 +47,7 @@ from compressor.run.history import history_of
 from compressor.run.loaded import doubts
 from compressor.run.plan import predict_layouts
 from compressor.run.session import Run
-from compressor.run.stage_results import stage_results
+from compressor.run.stage_results import stage_labels, stage_results
 
 ORDER = ("dense", "compressed", "baseline")
 
@@ -74,7 +74,7 @@ def evaluate(run: Run) -> list[Evaluation]:
         return []
     labels = {
         "dense": "dense",
-        "compressed": " + ".join(stage.label for stage in run.recipe.stages),
+        "compressed": " + ".join(stage_labels(run)),
         "baseline": baseline_label(run),
     }
     return evaluations(

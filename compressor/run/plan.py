@@ -22,7 +22,7 @@ from compressor.methods.decompose_settings import SvdLlmSettings
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.run.container import Container, container_of
 from compressor.run.embeddings import embedding_violations, foreseen_specs
-from compressor.run.foresee import foreseen_spec, learned_bytes, violations
+from compressor.run.foresee import foreseen_spec, learned_bytes, other_groups, violations
 from compressor.run.linear_plan import linear_layouts, linear_stage, linear_violations, logits_bytes, training_bytes
 from compressor.run.linear_target import target_of
 from compressor.run.longer import Longer, foresee_longer, longer_violations
@@ -280,6 +280,7 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
             entry = foreseen_spec(stage, linear, specs.get(linear.name, packed), ranks.get(linear.name))
             if asked.kind != "decompose" or entry["format"] != "dense":
                 specs[linear.name] = entry
+        notes += other_groups(stage, linears, specs)
     specs |= foreseen_specs(skeleton, recipe)
     narrowing = None
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,17 @@ class Stage(BaseModel):
         """The stage in a few words."""
         return self.settings.label(self.name) + (" with overrides" if self.overrides else "")
 
+    def label_of(self, specs: Iterable[Mapping[str, Any]]) -> str:
+        """The label with what is stored in place of what was asked for.
+
+        Args:
+            specs: manifest entries of the matrices that it has coded, but for those of overrides.
+        """
+        if not isinstance(self.settings, QuantizeSettings):
+            return self.label
+        stored = {width for spec in specs for width in _widths(spec)}
+        return self.settings.label(self.name, stored) + (" with overrides" if self.overrides else "")
+
     def content(self) -> dict[str, Any]:
         """The stage as plain data with every default filled in, in the shape of a recipe file."""
         values = {"method": self.name, **self.settings.model_dump(mode="json")}
@@ -124,6 +135,12 @@ class Stage(BaseModel):
                 for regex, special in self.overrides
             }
         return {self.kind: values}
+
+
+def _widths(spec: Mapping[str, Any]) -> list[int]:
+    """Inputs that share their scales, of a code or of the codes that it is made of; not those of a correction."""
+    own = [spec["group"]] if "group" in spec else []
+    return own + [width for part in ("left", "right", "base") if part in spec for width in _widths(spec[part])]
 
 
 class Recipe(OutputSettings):

@@ -80,7 +80,7 @@ class QuantizeSettings(BaseModel):
         """What was asked for, in a few words.
 
         Args:
-            stored: inputs that share their scales, of all matrices, as they are stored; told in place of what was asked.
+            stored: inputs that share their scales, as stored, of all matrices; told in place of what was asked for.
         """
         return f"{method} {self.grouping(stored)}{self.extras}"
 

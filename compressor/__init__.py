@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 _install()
 
 
-def accelerate(model: Any) -> Any:
+def accelerate(model: Any, way: str | None = None) -> Any:
     """Lay out the packed layers of a loaded model for the kernels; see `compressor.kernels.model.accelerate`."""
     from compressor.kernels.model import accelerate as lay_out
 
-    return lay_out(model)
+    return lay_out(model, way)

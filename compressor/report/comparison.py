@@ -69,6 +69,12 @@ class Group:
 def read_entries(paths: Sequence[Path]) -> list[Entry]:
     """Read what stands at each path: a ``report.json``, a model folder with or without one, or a hub id.
 
+    Args:
+        paths: two or more.
+
+    Returns:
+        For each its ``label``, ``weight_bytes``, ``bits_linears``, ``bits_model`` and ``report`` (None without one).
+
     Raises:
         UserError: fewer than two paths, one that is none of these, or a hub that cannot be reached.
     """
@@ -146,7 +152,15 @@ def _from_report(path: Path, label: str, report: Report, left: Footprint) -> Ent
 
 
 def compare_texts(entries: Sequence[Entry]) -> list[Group]:
-    """Group the measurements of all reports; see :class:`Group` for what is marked."""
+    """Group the measurements of all reports: what stands in one group may be compared.
+
+    Args:
+        entries: as `read_entries` gives them.
+
+    Returns:
+        Groups of one text, one protocol and the same tokens: ``name``, ``lines`` (each a ``label`` and a ``row``), and
+        in ``differs`` and ``doubts`` what forbids to compare it with others, or should be known before.
+    """
     groups: dict[str, Group] = {}
     dense_of: dict[str, set[tuple[str | None, float]]] = {}
     for entry in entries:

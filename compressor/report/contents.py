@@ -179,6 +179,10 @@ def read_contents(folder: Path | str, *, scan: bool = False, carried_over: Colle
         carried_over: names of tensors that no module owns; headers alone do not tell.
         scan: read the dense matrices and count their zeros; otherwise no weight is read.
 
+    Returns:
+        ``items``, one for each weight of the source; ``weight_bytes``, ``parameters``, ``stored_parameters``; ``bits()``
+        over all of it or some groups; ``ledger()``, bytes by group and format; ``storage.loads``, what can load it.
+
     Raises:
         UserError: no such folder or hub id, not a model folder, corrupt or missing files, or a manifest that does not
             fit them.

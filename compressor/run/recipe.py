@@ -241,6 +241,10 @@ def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 def make_recipe(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Build a recipe from plain data and check its chain.
 
+    Args:
+        content: what a recipe file holds; ``stages`` is the one key that it needs.
+        where: how a refusal calls it.
+
     Raises:
         UserError: names the key, the nearest valid one, or the rule that the chain breaks.
     """
@@ -355,6 +359,9 @@ def not_for_factors(stage: Stage) -> str | None:
 
 def load_recipe(path: str) -> Recipe:
     """Load a recipe file, or one of the ready ones by its name.
+
+    Args:
+        path: of a YAML file, or the name of a ready recipe, such as ``sparsegpt-50``.
 
     Raises:
         UserError: no such file or name, no valid YAML, or anything :func:`make_recipe` refuses.

@@ -95,7 +95,7 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
         recipe: what to do.
         model: local folder, hub id, or ``embedded``.
         options: output folder and run-time choices.
-        voice: how to speak; silent by default.
+        voice: how to speak; by default nothing but warnings, on standard error.
 
     Returns:
         The report, as written to ``report.json`` in the output folder.

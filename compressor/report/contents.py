@@ -181,7 +181,7 @@ def read_contents(folder: Path | str, *, scan: bool = False, carried_over: Colle
 
     Returns:
         ``items``, one for each weight of the source; ``weight_bytes``, ``parameters``, ``stored_parameters``; ``bits()``
-        over all of it or some groups; ``ledger()``, bytes by group and format; ``storage.loads``, what can load it.
+        of some groups or of all; ``ledger()``, bytes by group and format; ``storage.loads``, what can load it.
 
     Raises:
         UserError: no such folder or hub id, not a model folder, corrupt or missing files, or a manifest that does not

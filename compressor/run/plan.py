@@ -168,7 +168,7 @@ class Plan:
             UserError: see ``violations``.
         """
         if self.violations:
-            more = f" (and {len(self.violations) - 1} more; see compressor plan)" if len(self.violations) > 1 else ""
+            more = f" (and {len(self.violations) - 1} more; --dry-run lists them)" if len(self.violations) > 1 else ""
             raise UserError(self.violations[0] + more)
 
 

@@ -226,8 +226,12 @@ def complaint(error: ValidationError, model: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {path!r}{nearest(str(first['loc'][-1]), _keys(model, first['loc'][:-1]))}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: {message} (got {first['input']!r})" if path else message
+    message, given = first["msg"].removeprefix("Value error, "), first["input"]
+    if path and message.startswith(f"{path} {given!r} "):  # it names both already
+        return message
+    percent = first["type"] == "less_than" and first["ctx"]["lt"] == 1 and 1 < given <= 100
+    hint = f"; {given:g} % is {given / 100:g}" if percent else ""
+    return f"{path}: {message} (got {given!r}{hint})" if path else message
 
 
 def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

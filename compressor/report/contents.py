@@ -180,8 +180,8 @@ def read_contents(folder: Path | str, *, scan: bool = False, carried_over: Colle
         scan: read the dense matrices and count their zeros; otherwise no weight is read.
 
     Returns:
-        ``items``, one for each weight of the source; ``weight_bytes``, ``parameters``, ``stored_parameters``; ``bits()``
-        of some groups or of all; ``ledger()``, bytes by group and format; ``storage.loads``, what can load it.
+        ``items``, one for each weight of the source; ``weight_bytes``, ``parameters``, ``stored_parameters``;
+        ``bits()``, of some groups or of all; ``ledger()``, bytes by group and format; ``storage.loads``, what loads it.
 
     Raises:
         UserError: no such folder or hub id, not a model folder, corrupt or missing files, or a manifest that does not

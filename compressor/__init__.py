@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 _install()
 
 
-def accelerate(model: Any) -> Any:
+def accelerate(model: Any, way: str | None = None) -> Any:
     """Make a loaded model with packed layers fast where it is now; see `compressor.hf.fast.accelerate`."""
     from compressor.hf.fast import accelerate as make_fast
 
-    return make_fast(model)
+    return make_fast(model, way)

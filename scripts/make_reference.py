@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from reference_api import api  # noqa: E402
 from reference_numbers import numbers  # noqa: E402
-from reference_settings import flags, methods, recipes, schema, section, settings  # noqa: E402
+from reference_settings import flags, methods, published, recipes, schema, section, settings  # noqa: E402
 
 DOCS = ROOT / "docs"
 SCHEMA = DOCS / "reference" / "recipe.schema.json"
@@ -27,6 +27,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "flags": flags,
     "methods": methods,
     "numbers": numbers,
+    "published": published,
     "recipes": recipes,
     "section": section,
     "settings": settings,

@@ -19,7 +19,7 @@ def api(path: str) -> str:
     if not text:
         raise ValueError(f"{path} has no docstring")
     body, *sections = re.split(r"(?m)^(Args|Attributes|Returns|Raises):\n", text)
-    out = [f"```text\n{signature(name, found)}\n```", markdown(body)]
+    out = [f"```text\nfrom {module} import {name}\n\n{signature(name, found)}\n```", markdown(body)]
     for head, held in zip(sections[::2], sections[1::2], strict=True):
         out.append(f"*{HEADS[head]}*")
         out.append(markdown(" ".join(held.split())) if head == "Returns" else listed(inspect.cleandoc("\n" + held)))
@@ -43,6 +43,8 @@ def signature(name: str, found: Any) -> str:
     made = inspect.signature(found, eval_str=False)
     words = []
     for parameter in made.parameters.values():
+        if parameter.name.startswith("_"):  # nobody's business
+            continue
         if (
             parameter.kind is inspect.Parameter.KEYWORD_ONLY
             and "*" not in words

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from compressor.cli.app import app
 from compressor.cli.common import CALIBRATION_FLAGS, EVALUATION_FLAGS, OUTPUT_FLAGS
+from compressor.methods.published import PUBLISHED
 from compressor.run.recipe import STAGES, Recipe
 from compressor.run.settings import CalibrationSettings, EvaluationSettings, OutputSettings
 
@@ -92,6 +93,16 @@ def methods(kind: str) -> str:
         needs = "yes" if needs_data(kind, name) else "no"
         rows.append([f"[`{name}`](../methods/{name}.md)", first.partition(": ")[2] or first, needs])
     return table(("`--method`", "what it does", "needs text"), rows)
+
+
+def published() -> str:
+    """What methods are called elsewhere, and what they are here."""
+    rows = []
+    for name, known in PUBLISHED.items():
+        method, _, flags = known.flags.partition(" ")
+        what = f"`{known.kind} --method {method}{f' {flags}' if flags else ''}`"
+        rows.append([name, f"[{what}]({method}.md)", "it" if known.same else "the nearest to it"])
+    return table(("published as", "here", ""), rows)
 
 
 def needs_data(kind: str, name: str) -> bool:

@@ -95,12 +95,14 @@ def full_report(blocks: int = 3, *, linearized: bool = False, exported: bool = F
             kv_bytes_per_token=192,
             source_kv_bytes_per_token=256,
             source_bits_per_weight=16.0,
+            source_stored_parameters=900_000,
             ledger=[
                 LedgerRow(
                     group="compressed linears",
                     format="bitmask",
                     tensors=6,
                     parameters=700_000,
+                    stored_parameters=700_000,
                     bytes=787_500,
                     source_bytes=1_400_000,
                     bits_per_weight=9.0,

@@ -39,5 +39,5 @@ def stream_rows(spec: SourceSpec) -> Iterator[Row]:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(
             f"set {spec.name!r} could not be read from the hub ({spec.path}; offline? {reason})",
-            fix="use a local file: --calibration FILE",
+            fix="use a local file (--calibration FILE), or what comes along: embedded, embedded-heldout",
         ) from error

@@ -124,7 +124,7 @@ def _complaint(error: Exception) -> str | None:
     if hasattr(error, "format_message"):  # a word on the command line that the parser refuses
         context = getattr(error, "ctx", None)  # of the whole program where there is no such verb
         verb = context.command_path if context else " ".join(["compressor", *sys.argv[1:2]])
-        return f"{error.format_message()} (see {verb} --help)"
+        return f"{error.format_message().replace('Value error, ', '')} (see {verb} --help)"
     return None
 
 

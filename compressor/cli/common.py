@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from compressor.cli.options import given, option
 from compressor.cli.tables import json_text
+from compressor.run.places import shortened
 from compressor.run.progress import Voice
 from compressor.run.settings import CalibrationSettings, EvaluationSettings, OutputSettings
 
@@ -30,6 +32,9 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that the model folder brings along.")
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
+
+PLACED = re.compile(r"(^-[A-Za-z](?=/)|^--?[\w-]+=|,)")
+"""What may stand before a path within a word of a command line; kept in what `split` returns."""
 
 # settings field -> flag, section by section
 CALIBRATION_FLAGS = {"sources": "calibration", "nsamples": "nsamples", "seqlen": "seqlen", "seed": "seed"}
@@ -79,18 +84,15 @@ def make_voice(verbose: int, quiet: bool) -> Voice:
 
 
 def typed_command() -> str:
-    """The command line as typed, but with absolute paths cut to their last part: a report is made to be shown."""
-    return shlex.join(["compressor", *(_unplaced(word) for word in sys.argv[1:])])
+    """The command line as typed, but with absolute paths cut to what tells them apart: a report is made to be shown."""
+    words = [PLACED.split(word) for word in sys.argv[1:]]
+    pieces = [piece for word in words for piece in word]
+    places = shortened(filter(_is_place, pieces), (piece for piece in pieces if piece and not _is_place(piece)))
+    return shlex.join(["compressor", *("".join(places.get(piece, piece) for piece in word) for word in words)])
 
 
-def _unplaced(word: str) -> str:
-    flag, sign, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    return f"{flag}{sign}{','.join(map(_last_part, value.split(',')))}"
-
-
-def _last_part(word: str) -> str:
-    path = Path(word)
-    return path.name if path.is_absolute() and path.name else word
+def _is_place(piece: str) -> bool:
+    return len(piece) > 1 and Path(piece).is_absolute()
 
 
 def print_json(value: Any) -> None:

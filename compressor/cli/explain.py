@@ -61,9 +61,12 @@ def summary(contents: Contents) -> list[str]:
     architecture = (config.get("architectures") or ["no architecture named"])[0]
     tied = ", output head tied to the embedding" if config.get("tie_word_embeddings") else ""
     linears = contents.bits("compressed linears", "kept linears")
+    own = f"{parameters_text(contents.stored_parameters)} parameters"
+    if contents.stored_parameters != contents.parameters:  # matrices stored as products
+        own += f", which stand for {parameters_text(contents.parameters)}"
     return [
         f"{shown_name(contents.folder)}: {architecture} ({kind}), stored as {contents.storage.method}{tied}",
-        f"{bytes_text(contents.weight_bytes)} of weight files for {parameters_text(contents.parameters)} parameters; "
+        f"{bytes_text(contents.weight_bytes)} of weight files for {own}; "
         f"bits per weight: linears {significant(linears, 3)}, whole model {significant(contents.bits(), 3)}",
     ]
 
@@ -108,20 +111,22 @@ def _span(values: Sequence[float | None], show: Any) -> str:
 
 def ledger_table(rows: Sequence[LedgerRow]) -> Sheet:
     """The size ledger."""
-    table = new_table("Where the bytes are", ("what", "format"), ("tensors", "parameters", "bytes", "bits", "share"))
+    products = any(row.stored_parameters not in (None, row.parameters) for row in rows)
+    counts = ("parameters", "of the source") if products else ("parameters",)
+    table = new_table("Where the bytes are", ("what", "format"), ("tensors", *counts, "bytes", "bits", "share"))
     for row in rows:
         add_row(
             table,
             row.group,
             row.format,
             f"{row.tensors:,}" if row.tensors else ABSENT,
-            f"{row.parameters:,}" if row.parameters else ABSENT,
+            *(f"{count:,}" if count else ABSENT for count in (row.stored_parameters, row.parameters)[not products :]),
             bytes_text(row.bytes),
             significant(row.bits_per_weight, 3),
             share(row.share),
         )
     table.add_section()
-    add_row(table, "all", "", "", "", bytes_text(sum(row.bytes for row in rows)), "", "")
+    add_row(table, "all", "", "", *("" for _ in counts), bytes_text(sum(row.bytes for row in rows)), "", "")
     return table
 
 
@@ -137,6 +142,7 @@ def explain_json(contents: Contents) -> dict[str, Any]:
         "loads": list(contents.storage.loads),
         "does_not_load": list(contents.storage.refuses),
         "parameters": contents.parameters,
+        "stored_parameters": contents.stored_parameters,
         "weight_bytes": contents.weight_bytes,
         "disk_bytes": contents.disk_bytes,
         "bits_per_weight_linears": contents.bits("compressed linears", "kept linears"),
@@ -150,6 +156,7 @@ def explain_json(contents: Contents) -> dict[str, Any]:
                 "shape": list(item.shape),
                 "tensors": item.tensors,
                 "parameters": item.parameters,
+                "stored_parameters": item.stored_parameters,
                 "bytes": item.bytes,
                 "bits_per_weight": item.bits_per_weight,
                 "sparsity": item.sparsity,

@@ -53,6 +53,7 @@ def plan_json(plan: Plan, model: str) -> dict[str, Any]:
         "carried_over": list(skeleton.extra),
         "tasks": [asdict(task) for task in plan.tasks],
         "advice": linear_advice(plan.recipe.stages, skeleton),
+        "notes": list(plan.notes),
         "violations": list(plan.violations),
     }
 
@@ -95,6 +96,8 @@ def print_plan(plan: Plan, model: str) -> None:
     print_facts(console, told)
     for line in facts["advice"]:
         say(console, f"also possible: {line}", "dim")
+    for note in facts["notes"]:
+        say(console, Text.assemble(("note:", "yellow"), f" {note}"))
     for violation in facts["violations"]:
         say(console, Text.assemble(("refused:", "red"), f" {violation}"))
 

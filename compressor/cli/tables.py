@@ -17,7 +17,7 @@ from rich.text import Text
 
 from compressor.report.numbers import NBSP
 
-PIPE_WIDTH = 160
+PIPE_WIDTH = 120
 """Characters in a line of a table when nobody is watching."""
 
 GAPS = (3, 2, 1)

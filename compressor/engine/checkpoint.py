@@ -112,6 +112,9 @@ def _all_finite(tensor: Tensor) -> bool:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read ``config.json`` and every header of a model folder.
 
+    Args:
+        folder: on this disk; `resolve_model` finds that of a hub id.
+
     Raises:
         UserError: not a model folder, a missing shard, an index that names files outside the folder, a corrupt or
             truncated file, or a tensor named twice.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compressor.methods.settings import valid_regexes
+
+SHOWN_WIDTHS = 3
+"""Widths of groups that a label lists; of more it says from where to where."""
 
 
 class QuantizeSettings(BaseModel):
@@ -15,7 +19,9 @@ class QuantizeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
 
     group: int | Literal["row"] = Field(
-        128, description="consecutive inputs that share their scales, or 'row'; the last group of a row may be shorter"
+        128,
+        description="consecutive inputs that share their scales, or 'row'; where it does not divide a matrix, integers "
+        "take the nearest number that does (the report says which); of other codes the last group of a row is shorter",
     )
     damp: float = Field(
         0.01, gt=0, lt=1, description="damping of the Hessian, relative to the mean of its diagonal; raised when needed"
@@ -70,9 +76,20 @@ class QuantizeSettings(BaseModel):
         """Whether calibration inputs are needed."""
         return True
 
-    def label(self, method: str) -> str:
-        """What was asked for, in a few words."""
-        return f"{method} g{self.group}{self.extras}"
+    def label(self, method: str, stored: Collection[int] = ()) -> str:
+        """What was asked for, in a few words.
+
+        Args:
+            stored: inputs that share their scales, as stored, of all matrices; told in place of what was asked for.
+        """
+        return f"{method} {self.grouping(stored)}{self.extras}"
+
+    def grouping(self, stored: Collection[int] = ()) -> str:
+        """``g128``, ``g86/128``, ``g6 to 128`` or ``by row``."""
+        if self.group == "row":
+            return "by row"
+        widths = sorted(set(stored)) or [self.group]
+        return f"g{widths[0]} to {widths[-1]}" if len(widths) > SHOWN_WIDTHS else f"g{'/'.join(map(str, widths))}"
 
     @property
     def extras(self) -> str:
@@ -130,12 +147,12 @@ class TritPlanesSettings(QuantizeSettings):
         """For the fit to the inputs, and to find out which matrices need more planes."""
         return self.fit == "default" or self.planes == "auto"
 
-    def label(self, method: str) -> str:
-        """What was asked for, in a few words."""
+    def label(self, method: str, stored: Collection[int] = ()) -> str:
+        """As for every method."""
         if self.planes == "auto":
-            return f"{method} {self.bpw:g} bpw g{self.group}{self.extras}"
+            return f"{method} {self.bpw:g} bpw {self.grouping(stored)}{self.extras}"
         fit = "" if self.fit == "default" else f" {self.fit}"
-        return f"{method} K={self.planes} g{self.group}{fit}{self.extras}"
+        return f"{method} K={self.planes} {self.grouping(stored)}{fit}{self.extras}"
 
 
 class Ptq161Settings(QuantizeSettings):
@@ -157,8 +174,8 @@ class Ptq161Settings(QuantizeSettings):
         """Bits of a salient weight."""
         return self.salient_bits or 4
 
-    def label(self, method: str) -> str:
-        """What was asked for, in a few words."""
+    def label(self, method: str, stored: Collection[int] = ()) -> str:
+        """As for every method."""
         fit = "" if self.fit == "default" else f" {self.fit}"
         return f"{method} {100 * self.salient:g}% {self.bits}-bit{fit}{self.extras}"
 
@@ -202,10 +219,10 @@ class PbLlmSettings(QuantizeSettings):
         """Bits of a salient weight."""
         return self.salient_bits or (4 if self.mask == "column" else 8)
 
-    def label(self, method: str) -> str:
-        """What was asked for, in a few words."""
+    def label(self, method: str, stored: Collection[int] = ()) -> str:
+        """As for every method."""
         what = " of inputs" if self.mask == "column" else ""
-        told = f"{method} {100 * self.share:g}%{what} {self.bits}-bit g{self.group}"
+        told = f"{method} {100 * self.share:g}%{what} {self.bits}-bit {self.grouping(stored)}"
         return told + ("" if self.fit == "default" else f" {self.fit}") + self.extras
 
 
@@ -228,10 +245,10 @@ class GroupIntSettings(QuantizeSettings):
         description="search every group's scale, and its sign, for the least error instead of taking its maximum",
     )
 
-    def label(self, method: str) -> str:
-        """What was asked for, in a few words."""
+    def label(self, method: str, stored: Collection[int] = ()) -> str:
+        """As for every method."""
         grids = " asymmetric" if self.asymmetric else ""
-        return f"{method} {self.bits}-bit g{self.group}{grids}{self.extras}"
+        return f"{method} {self.bits}-bit {self.grouping(stored)}{grids}{self.extras}"
 
     def width(self, n: int) -> int:
         """Return how many of a row's ``n`` inputs a group has; it divides ``n``, as compressed-tensors requires."""

@@ -57,10 +57,14 @@ def quantize(
     """Quantize ``weight`` (m, n) by the method of that name, and hold it to the contract of docs/design.md.
 
     Args:
+        method: one of ``QUANTIZE_METHODS``.
         weight: (m, n), any float dtype; worked on in fp32, not modified.
         stats: the statistics of its input, on the same device; None for a data-free method or too few tokens.
         settings: of the method's own class.
         frozen: (m, n) bool, positions pruned before: they stay zero where the format can say zero.
+
+    Returns:
+        ``code``, the matrix as it would be stored, and ``notes``, sentences about anything unusual.
 
     Raises:
         UserError: weight not finite.

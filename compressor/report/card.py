@@ -8,7 +8,7 @@ from typing import Any
 
 from compressor.report.card_front import front_matter, front_matter_of
 from compressor.report.environment import environment, yaml_text
-from compressor.report.footprint import footprint
+from compressor.report.footprint import footprint, has_products, stored_parameters
 from compressor.report.linear_page import linear_page
 from compressor.report.numbers import bytes_text
 from compressor.report.schema import Report
@@ -70,6 +70,8 @@ def _shared(report: Report, inherited: dict[str, Any]) -> dict[str, Any]:
         "report": report,
         "headline": headline(report),
         "left": footprint(report),
+        "source_parameters": stored_parameters(report)[0],
+        "products": has_products(report),
         "done": what_was_done(report),
         "linear": linear_page(report.linearization),
         "licence": inherited.get("license"),
@@ -87,12 +89,13 @@ def _integers(report: Report) -> bool:
 
 
 def _size_rows(report: Report) -> list[tuple[str, str, str]]:
-    size, model = report.size, report.model
+    size = report.size
+    before, after = stored_parameters(report)
     return [
         ("weight files", bytes_text(size.source_bytes), bytes_text(size.output_bytes)),
         ("bits per weight, linears", "", f"{size.bits_per_weight_linears:.2f}"),
         ("bits per weight, whole model", f"{size.source_bits_per_weight:.2f}", f"{size.bits_per_weight_model:.2f}"),
-        ("parameters", f"{model.parameters:,}", f"{sum(row.parameters for row in size.ledger):,}"),
+        ("parameters", f"{before:,}", f"{after:,}"),
     ]
 
 

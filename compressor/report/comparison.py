@@ -26,7 +26,7 @@ COUNTED = frozenset({"sha256", "tokens_in_text", "tokens_dropped"})
 
 @dataclass(frozen=True)
 class Entry:
-    """One model: its sizes, and its report when there is one."""
+    """One model: its sizes, its report when there is one, and how it was named: a fetched one by its hub id."""
 
     label: str
     path: Path
@@ -36,6 +36,7 @@ class Entry:
     bits_model: float | None
     source: str | None
     report: Report | None
+    named: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,22 @@ class Group:
 def read_entries(paths: Sequence[Path]) -> list[Entry]:
     """Read what stands at each path: a ``report.json``, a model folder with or without one, or a hub id.
 
+    Args:
+        paths: two or more.
+
+    Returns:
+        For each its ``label``, ``weight_bytes``, ``bits_linears``, ``bits_model`` and ``report`` (None without one).
+
     Raises:
         UserError: fewer than two paths, one that is none of these, or a hub that cannot be reached.
     """
     if len(paths) < 2:
         raise UserError("compare needs at least two models", fix="name another folder or report.json")
     found = [_found(path) for path in paths]
-    return [_entry(path, label) for path, label in zip(found, _labels(paths, found), strict=True)]
+    labels = _labels(paths, found)
+    return [
+        replace(_entry(path, label), named=str(given)) for given, path, label in zip(paths, found, labels, strict=True)
+    ]
 
 
 def _found(path: Path) -> Path:
@@ -142,7 +152,15 @@ def _from_report(path: Path, label: str, report: Report, left: Footprint) -> Ent
 
 
 def compare_texts(entries: Sequence[Entry]) -> list[Group]:
-    """Group the measurements of all reports; see :class:`Group` for what is marked."""
+    """Group the measurements of all reports: what stands in one group may be compared.
+
+    Args:
+        entries: as `read_entries` gives them.
+
+    Returns:
+        Groups of one text, one protocol and the same tokens: ``name``, ``lines`` (each a ``label`` and a ``row``), and
+        in ``differs`` and ``doubts`` what forbids to compare it with others, or should be known before.
+    """
     groups: dict[str, Group] = {}
     dense_of: dict[str, set[tuple[str | None, float]]] = {}
     for entry in entries:
@@ -214,6 +232,11 @@ def missing_commands(entries: Sequence[Entry]) -> list[tuple[str, str]]:
         if not (entry.report and entry.report.evaluation) and gguf_in(entry.path) is None:  # which we do not run
             against = (entry.source if entry.report else base) or base
             itself = against == entry.label
-            words = ["compressor", "evaluate", str(entry.path), *([] if itself else ["--against", against])]
+            words = [
+                "compressor",
+                "evaluate",
+                entry.named or str(entry.path),
+                *([] if itself else ["--against", against]),
+            ]
             commands.append((entry.label, shlex.join(words)))
     return commands

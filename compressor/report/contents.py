@@ -39,6 +39,7 @@ class Item:
     Attributes:
         shape: of the source's tensor; (outputs, inputs) of a matrix.
         tensors, parameters, bytes: tensors on disk, source parameters, bytes on disk without headers.
+        own: parameters as they are stored, where these are others: of a product the entries of its factors.
         sparsity: fraction of zeros, where known without reading weights (or after a scan).
     """
 
@@ -50,6 +51,12 @@ class Item:
     parameters: int
     bytes: int
     sparsity: float | None = None
+    own: int | None = None
+
+    @property
+    def stored_parameters(self) -> int:
+        """Parameters of the model as it is."""
+        return self.parameters if self.own is None else self.own
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -77,6 +84,11 @@ class Contents:
     def parameters(self) -> int:
         """Source parameters; tied tensors that are stored once count once."""
         return sum(item.parameters for item in self.items)
+
+    @property
+    def stored_parameters(self) -> int:
+        """Parameters of the model as it is: where matrices are products, those of the factors."""
+        return sum(item.stored_parameters for item in self.items)
 
     @property
     def container_bytes(self) -> int:
@@ -147,6 +159,7 @@ def _row(group: Group, form: str, members: Sequence[Item], total: int, source: C
         format=form,
         tensors=sum(item.tensors for item in members),
         parameters=parameters,
+        stored_parameters=sum(item.stored_parameters for item in members),
         bytes=count,
         source_bytes=sum(known) if len(known) == len(before) else None,
         bits_per_weight=8 * count / parameters if parameters else None,
@@ -165,6 +178,10 @@ def read_contents(folder: Path | str, *, scan: bool = False, carried_over: Colle
         folder: a local folder, a hub id (which is fetched), or ``embedded`` for the model that comes with compressor.
         carried_over: names of tensors that no module owns; headers alone do not tell.
         scan: read the dense matrices and count their zeros; otherwise no weight is read.
+
+    Returns:
+        ``items``, one for each weight of the source; ``weight_bytes``, ``parameters``, ``stored_parameters``;
+        ``bits()``, of some groups or of all; ``ledger()``, bytes by group and format; ``storage.loads``, what loads it.
 
     Raises:
         UserError: no such folder or hub id, not a model folder, corrupt or missing files, or a manifest that does not
@@ -240,7 +257,17 @@ def _packed_item(module: str, spec: dict[str, Any], rest: dict[str, TensorEntry]
         parameters=prod(shape),
         bytes=sum(part.nbytes for part in parts),
         sparsity=sparsity,
+        own=_entries(spec) if spec["format"] in ("low-rank", "sum") else None,
     )
+
+
+def _entries(spec: dict[str, Any]) -> int:
+    """Entries of what is stored for a matrix; a factor that lies beside another module is counted there."""
+    if spec["format"] == "sum":
+        return _entries(spec["base"]) + _entries(spec["correction"])
+    if spec["format"] == "low-rank":
+        return sum(prod(spec[side]["shape"]) for side in ("left", "right") if side == "left" or "shared" not in spec)
+    return prod(spec["shape"])
 
 
 def _foreign_items(checkpoint: Checkpoint, storage: Storage, rest: dict[str, TensorEntry]) -> Iterator[Item]:

@@ -56,6 +56,9 @@ def update_report(report: Report, folder: Path | str) -> list[str]:
 def read_report(path: Path | str) -> Report:
     """Read a report from a ``report.json`` or from the folder that holds one.
 
+    Args:
+        path: of the file, or of its folder.
+
     Raises:
         UserError: no such file, not a report, or one of another schema version.
     """

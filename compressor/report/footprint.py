@@ -23,6 +23,22 @@ class Footprint:
     bits_model: float | None
 
 
+def stored_parameters(report: Report) -> tuple[int, int]:
+    """Parameters of the source and of the result as they are stored: where matrices are products, of the factors.
+
+    Of an export it is what it was made from that is meant.
+    """
+    size = report.size
+    before = report.model.parameters if size.source_stored_parameters is None else size.source_stored_parameters
+    rows = size.ledger
+    return before, sum(row.parameters if row.stored_parameters is None else row.stored_parameters for row in rows)
+
+
+def has_products(report: Report) -> bool:
+    """Whether the result has matrices that are stored as products, and so other parameters than its source."""
+    return any(row.stored_parameters not in (None, row.parameters) for row in report.size.ledger)
+
+
 def footprint(report: Report) -> Footprint:
     """What the report says of its folder."""
     size, form = report.size, report.exported

@@ -8,7 +8,7 @@ from statistics import median
 from compressor.report.chain import chain_of
 from compressor.report.differences import Marked, marked
 from compressor.report.environment import environment
-from compressor.report.footprint import footprint
+from compressor.report.footprint import footprint, has_products, stored_parameters
 from compressor.report.kinds import kinds
 from compressor.report.linear_page import linear_page
 from compressor.report.plot_chain import chain_plots
@@ -82,6 +82,8 @@ def render_html(report: Report) -> str:
             lead=leading_text(report.evaluation),
             ledger=(ledger_plot(report.size), ledger_plot(report.size, 400.0)),
             groups=GROUPS,
+            parameters=stored_parameters(report),
+            products=has_products(report),
             perplexities=perplexity_panels(report.evaluation),
             errors=layer_panels(layers, lambda layer: layer.relative_error, log_axis(errors), "Relative error", "err")
             if errors

@@ -11,6 +11,7 @@ from compressor.report.linear_words import (
     beyond,
     checks,
     failed,
+    has_window,
     memory_verdict,
     reach_words,
     recall_summary,
@@ -54,6 +55,7 @@ class LinearPage:
     linearization: Linearization
     verdict: str
     good: bool | None
+    window: bool
     failed: list[str]
     layers: list[LayerLine]
     training: list[Panel]
@@ -78,10 +80,11 @@ def linear_page(linearization: Linearization | None) -> LinearPage | None:
         linearization=linearization,
         verdict=" ".join([f"{verdict}.", reach_words(linearization)]).strip(),
         good=good,
+        window=has_window(linearization),
         failed=failed(linearization),
         layers=layer_lines(linearization),
         training=training_panels(linearization.transfer, linearization.distillation),
-        **_proved(linearization.proof) if linearization.proof is not None else {},
+        **_proved(linearization.proof, has_window(linearization)) if linearization.proof is not None else {},
     )
 
 
@@ -94,15 +97,18 @@ def layer_lines(linearization: Linearization) -> list[LayerLine]:
     return [LayerLine(layer, layer in linear, scores.get(layer), trained.get(layer)) for layer in every]
 
 
-def _proved(proof: Proof) -> dict[str, Any]:
-    shown: dict[str, Any] = {"checks": checks(proof)}
+def _proved(proof: Proof, window: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"checks": checks(proof, window=window)}
     if proof.positions is not None:
-        shown |= {"positions": position_panels(proof.positions), "buckets": bucket_words(proof.positions)}
+        shown |= {
+            "positions": position_panels(proof.positions, window=window),
+            "buckets": bucket_words(proof.positions),
+        }
     if proof.recall is not None:
         recall = proof.recall
         distances = dict.fromkeys(row.distance for row in recall.rows)
-        shown["recall"] = recall_panels(recall)
-        shown["recall_summary"] = recall_summary(recall)
+        shown["recall"] = recall_panels(recall, window=window)
+        shown["recall_summary"] = recall_summary(recall, window=window)
         shown["recalled"] = [
             RecallLine([row for row in recall.rows if row.distance == distance], recall_verdict(recall, distance))
             for distance in distances

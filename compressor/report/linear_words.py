@@ -25,14 +25,25 @@ class Check:
     passed: bool | None = None
 
 
-def checks(proof: Proof) -> list[Check]:
-    """Whether the model computes what it should, in every way it can be called."""
+def has_window(linearization: Linearization) -> bool:
+    """Whether linearized layers attend to the last tokens exactly; without, distances have a unit all the same."""
+    mixer = linearization.mixer
+    return linearization.own_code and bool(mixer.get("window")) and mixer.get("join") != "memory"
+
+
+def checks(proof: Proof, *, window: bool = True) -> list[Check]:
+    """Whether the model computes what it should, in every way it can be called.
+
+    Args:
+        window: whether there is one, as `has_window` says.
+    """
     rows = []
     exact = proof.exactness
     if exact is not None:
         texts = f"{exact.texts} texts of {exact.tokens} tokens"
         if not exact.by_construction:
-            rows.append(Check(f"the teacher\u2019s logits inside the window ({texts})", "not exact by construction"))
+            inside = " inside the window" if window else ""
+            rows.append(Check(f"the teacher\u2019s logits{inside} ({texts})", "not exact by construction"))
         elif exact.to_softmax is not None:
             what = f"inside the window, what softmax attention with the same weights gives ({texts})"
             rows.append(Check(what, significant(exact.to_softmax, 2), significant(exact.allowed, 2), exact.passed))
@@ -50,7 +61,11 @@ def checks(proof: Proof) -> list[Check]:
 def failed(linearization: Linearization) -> list[str]:
     """Checks that failed, in words."""
     proof = linearization.proof
-    return [check.what for check in checks(proof) if check.passed is False] if proof is not None else []
+    return (
+        [check.what for check in checks(proof, window=has_window(linearization)) if check.passed is False]
+        if proof is not None
+        else []
+    )
 
 
 def beyond(positions: Positions, who: Who) -> float | None:
@@ -76,8 +91,8 @@ def memory_verdict(linearization: Linearization) -> tuple[str, bool | None]:
         words = f"beyond {positions.window} tokens perplexity is {significant(whole, 3)}"
         if linearization.mixer.get("join") == "window":
             return f"There is no memory, the window is all: {words}", None
-        if not linearization.own_code:
-            return f"There is no window, the state is all: {words}", None
+        if not has_window(linearization):
+            return f"There is no window, the {'memory' if linearization.own_code else 'state'} is all: {words}", None
         return f"The parts cannot be told apart: {words}", None
     if not math.isfinite(positions.gain):
         return "The losses are no finite numbers: the model is broken", False
@@ -154,8 +169,8 @@ def recall_verdict(recall: Recall, distance: int) -> str:
     return f"{part}: no more than without the memory"
 
 
-def recall_summary(recall: Recall) -> str:
-    """One sentence on all distances."""
+def recall_summary(recall: Recall, *, window: bool = True) -> str:
+    """One sentence on all distances, in windows where there are any."""
     every = [_at(recall, distance) for distance in dict.fromkeys(row.distance for row in recall.rows)]
     both = [at for at in every if "teacher" in at and "student" in at]
     if not both:
@@ -166,10 +181,13 @@ def recall_summary(recall: Recall) -> str:
             "The teacher itself gains nothing from having seen a passage before, at any distance: "
             "of recall nothing can be concluded."
         )
+
+    def far(at: dict[Who, RecallRow]) -> str:
+        row = at["teacher"]
+        return f"{row.windows:g} windows" if window else f"{row.distance:,} tokens"
+
     told = ", ".join(
-        f"{'nothing' if hollow(at) else percent(at['student'].gain / at['teacher'].gain, 0)} "
-        f"at {at['teacher'].windows:g} windows"
-        for at in can
+        f"{'nothing' if hollow(at) else percent(at['student'].gain / at['teacher'].gain, 0)} at {far(at)}" for at in can
     )
     return f"Of what the teacher gains from having seen a passage before, the linearized model gains {told}."
 

@@ -125,7 +125,7 @@ def bucket_words(positions: Positions) -> list[str]:
     return [f"{low + 1:,}\u2013{high:,}" for low, high in zip([0, *positions.edges], positions.edges, strict=False)]
 
 
-def position_panels(positions: Positions) -> list[Panel]:
+def position_panels(positions: Positions, *, window: bool = True) -> list[Panel]:
     """Perplexity by bucket: a group of bars a bucket, from zero; bars that would flatten the others break."""
     left, right, top, bottom = 46.0, 352.0, 24.0, 176.0
     teacher = [value for row in positions.rows if row.who == "teacher" for value in row.perplexities]
@@ -154,9 +154,9 @@ def position_panels(positions: Positions) -> list[Panel]:
                 body += [line(x - 1, top + 12 + d, x + thick, top + 8 + d, "gap") for d in (0.0, 4.0)]
         edge = f"{positions.edges[index]:,}"
         body.append(text(left + (index + 0.5) * group, bottom + 15, f"\u2264 {edge}", "tick", "middle"))
-    x = left + group
+    x, beyond = left + group, "beyond the window" if window else f"beyond {positions.window:,} tokens"
     if len(names) > 1:
-        body += [line(x, top - 14, x, bottom, "edge"), text(x + 4, top - 7, "beyond the window", "tick")]
+        body += [line(x, top - 14, x, bottom, "edge"), text(x + 4, top - 7, beyond, "tick")]
     body += [
         line(left, bottom, right, bottom, "axis"),
         text(right, 210, "tokens before the predicted one", "label", "end"),
@@ -168,8 +168,8 @@ def position_panels(positions: Positions) -> list[Panel]:
     return [Panel("Perplexity by position", picture(360, 214, title, f"{', '.join(names)}. {told}", body, "lin-ppl"))]
 
 
-def recall_panels(recall: Recall) -> list[Panel]:
-    """Gain against distance."""
+def recall_panels(recall: Recall, *, window: bool = True) -> list[Panel]:
+    """Gain against distance: in windows, or in as many tokens as stand for one where there is none."""
     if not recall.rows:
         return []
     series = [
@@ -187,13 +187,18 @@ def recall_panels(recall: Recall) -> list[Panel]:
         steps_axis([row.windows for row in recall.rows], lambda tick: f"{tick:g}"),
         even_axis(ys, lambda tick: f"{tick:.3g}".replace("-", "\u2212")),
         title="What a first occurrence gains, by distance",
-        x_name="distance in windows",
+        x_name="distance in windows" if window else f"distance, times {_unit(recall):,} tokens",
         y_name="gain, nats per token",
         key="lin-recall",
         words=lambda value: f"{significant(value, 3)} nats",
         shaded=(min(far), "beyond the teacher\u2019s context") if far else None,
     )
     return [Panel("Recall of a repeated passage", svg)]
+
+
+def _unit(recall: Recall) -> int:
+    """Tokens that count as a window."""
+    return round(recall.rows[0].distance / recall.rows[0].windows)
 
 
 def decode_panels(decode: Decode) -> list[Panel]:

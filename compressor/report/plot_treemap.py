@@ -64,7 +64,9 @@ def tree(report: Report) -> list[Node]:
     kinds = _kinds(report.layers)
     known = sum(kind.bytes for kind in kinds)
     if (rest := sum(row.bytes for row in stored) - known) > 0.001 * known and stored:
-        kinds.append(Node("shared by several of them", ("shared",), rest, 0))
+        new = report.linearization is not None  # else it is a factor that several matrices share
+        name, short = ("new in linearized layers", "new") if new else ("shared by several of them", "shared")
+        kinds.append(Node(name, (short,), rest, 0))
     if kinds:
         weights = sum(kind.weights for kind in kinds)
         name = "decoder linears"

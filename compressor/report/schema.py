@@ -42,7 +42,7 @@ GROUPS: tuple[Group, ...] = (
 
 class Tool(Part):
     version: str = Field(description="version of compressor that wrote this")
-    command: str = Field(description="the command line as typed, absolute paths cut to their last part")
+    command: str = Field(description="the command line as typed, absolute paths cut to what tells them apart")
     started: str = Field(description="start of the run, ISO 8601 in UTC")
     seconds: float = Field(description="wall-clock time of the whole run, seconds")
 
@@ -78,6 +78,10 @@ class LedgerRow(Part):
     format: str = Field(description="how they are stored, such as bitmask or bfloat16")
     tensors: int = Field(default=0, description="number of source tensors in this row")
     parameters: int = Field(default=0, description="source parameters they stand for; 0 for headers and files")
+    stored_parameters: int | None = Field(
+        default=None,
+        description="parameters as they are stored: of a product the entries of its factors; null in older reports",
+    )
     bytes: int = Field(description="bytes of the output")
     source_bytes: int | None = Field(
         default=None, description="bytes of the same things in the source; null if unknown"
@@ -94,6 +98,10 @@ class Size(Part):
     bits_per_weight_linears: float = Field(description="bits of all decoder linears / their source parameters")
     bits_per_weight_model: float = Field(description="bits of all tensors / distinct source parameters")
     source_bits_per_weight: float = Field(description="bits of all source tensors / distinct parameters")
+    source_stored_parameters: int | None = Field(
+        default=None,
+        description="parameters of the source as they are stored there; null in older reports, where it was plain",
+    )
     ledger: list[LedgerRow] = Field(description="the output by group and format")
     kv_bytes_per_token: int | None = Field(
         default=None, description="bytes a token adds to the cache of keys and values, where narrowing changed them"

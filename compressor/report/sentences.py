@@ -174,4 +174,10 @@ def _other_bytes(plain: int, compressed: int | None) -> str:
 
 def _against(pairs: Sequence[tuple[str, float, float]]) -> str:
     """``stories 14.1 against 15.9, math 20.3 against 22.0``: ours first."""
-    return ", ".join(f"{name} {significant(a, 3)} against {significant(b, 3)}" for name, a, b in pairs)
+    return ", ".join(f"{name} {' against '.join(told_apart(a, b))}" for name, a, b in pairs)
+
+
+def told_apart(a: float, b: float) -> tuple[str, str]:
+    """Two numbers in three digits, or in as many as it takes to see that they differ."""
+    shown = [(significant(a, digits), significant(b, digits)) for digits in range(3, 10)]
+    return next((pair for pair in shown if pair[0] != pair[1]), shown[0])

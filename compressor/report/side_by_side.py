@@ -9,6 +9,7 @@ from typing import Any
 from compressor.report.comparison import Entry, Group
 from compressor.report.differences import Marked, marked
 from compressor.report.environment import plain
+from compressor.report.footprint import stored_parameters
 from compressor.report.kinds import Kind, kinds
 from compressor.report.numbers import ABSENT, bytes_text, change, duration, percent, significant
 from compressor.report.schema import EvaluationRow, Report
@@ -74,6 +75,7 @@ def figures(entries: Sequence[Entry]) -> list[Row]:
         _row("whole folder", [entry.disk_bytes for entry in entries], bytes_text, judged=one),
         _row("bits per weight, linears", [e.bits_linears for e in entries], lambda v: significant(v, 3), judged=one),
         _row("bits per weight, model", [e.bits_model for e in entries], lambda v: significant(v, 3), judged=one),
+        _row("parameters", each(_parameters), lambda count: f"{count:,}", judged=False),
         words(_calibrated, "calibrated on"),
         words(_checked, "reloaded and reproduced"),
         words(lambda report: report.baseline.verdict if report.baseline else ABSENT, "plain rounding"),
@@ -90,6 +92,11 @@ def _calibrated(report: Report) -> str:
         return "nothing"
     names = ", ".join(str(source.get("name") or source.get("spec") or plain(source)) for source in data.sources)
     return f"{data.tokens:,} tokens of {names}"
+
+
+def _parameters(report: Report) -> int | None:
+    """Those that the folder stores; of an export only its bytes are known."""
+    return stored_parameters(report)[1] if report.exported is None and report.size.ledger else None
 
 
 def _checked(report: Report) -> str:

@@ -69,7 +69,7 @@ def check_split(plan: Plan, output: Path, folder: Path) -> None:
         if isinstance(stage.settings, DecomposeSettings) and stage.settings.surveyed:  # which of them is not known yet
             split += [linear.name for linear in linears]
     if not split:
-        raise UserError("every matrix would stay whole: no low-rank terms to split off", fix="a smaller --rank")
+        raise UserError("the result would have no low-rank terms to split off", fix="leave --emit-adapter out")
     if any(".experts." in name for name in split):
         raise UserError(
             "experts would be decomposed, which PEFT cannot adapt one by one", fix=r"--exclude '\.experts\.'"

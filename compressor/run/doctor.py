@@ -47,7 +47,7 @@ class Fact:
 
 
 def examine() -> list[Fact]:
-    """Look at versions, devices, kernels, disks and the hub. Nothing is changed.
+    """Look at versions, devices, kernels, disks and the hub. Nothing is changed. A `Fact` is a line of the doctor's.
 
     The hub is asked one question, who the token belongs to, and has `PATIENCE` seconds to answer; none when offline.
     """

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from compressor.engine.output import check_output
-from compressor.errors import UserError
+from compressor.errors import UserError, nearest
 from compressor.report.schema_use import Runtime
 
 FORMS: dict[str, tuple[str, str]] = {
@@ -46,7 +46,16 @@ class Exported:
 
 
 def exporter(form: str) -> Callable[..., Exported]:
-    """The function that writes ``form``, one of `FORMS`: ``(model: str, output: Path, **options) -> Exported``."""
+    """Return the function that writes a form: ``(model: str, output: Path, *, verify=True, **options) -> Exported``.
+
+    Args:
+        form: dense, compressed-tensors, gguf, mlx or gptq; gguf has an option ``kind``, as ``--type`` has.
+
+    Raises:
+        UserError: there is no such form.
+    """
+    if form not in FORMS:
+        raise UserError(f"unknown format {form!r}{nearest(form, FORMS)}", fix="see --format")
     module, function = FORMS[form]
     found: Callable[..., Exported] = getattr(import_module(module), function)
     return found

@@ -47,7 +47,7 @@ from compressor.run.history import history_of
 from compressor.run.loaded import doubts
 from compressor.run.plan import predict_layouts
 from compressor.run.session import Run
-from compressor.run.stage_results import stage_results
+from compressor.run.stage_results import stage_labels, stage_results
 
 ORDER = ("dense", "compressed", "baseline")
 
@@ -74,7 +74,7 @@ def evaluate(run: Run) -> list[Evaluation]:
         return []
     labels = {
         "dense": "dense",
-        "compressed": " + ".join(stage.label for stage in run.recipe.stages),
+        "compressed": " + ".join(stage_labels(run)),
         "baseline": baseline_label(run),
     }
     return evaluations(
@@ -258,6 +258,7 @@ def _size(run: Run, layouts: list[Layout], layers: list[Layer]) -> Size:
     parameters = skeleton.parameters()
     linear_bytes = sum(layer.bytes for layer in layers)
     source = skeleton.checkpoint
+    before = read_contents(source.folder)
     return Size(
         source_bytes=source.disk_bytes,
         output_bytes=accounted,
@@ -266,7 +267,8 @@ def _size(run: Run, layouts: list[Layout], layers: list[Layer]) -> Size:
         bits_per_weight_linears=8 * linear_bytes / linear_parameters,
         bits_per_weight_model=8 * tensors / parameters,
         source_bits_per_weight=8 * source.nbytes / parameters,
-        ledger=contents.ledger(read_contents(source.folder)),
+        source_stored_parameters=before.stored_parameters,
+        ledger=contents.ledger(before),
         kv_bytes_per_token=None if run.plan.narrowing is None else run.plan.narrowing.cache,
         source_kv_bytes_per_token=None if run.plan.narrowing is None else run.plan.narrowing.cache_before,
     )

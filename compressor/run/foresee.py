@@ -62,6 +62,27 @@ def foreseen_spec(
     return min(candidates, key=nbytes)
 
 
+def other_groups(stage: Stage, linears: Sequence[Linear], specs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is to be known of the groups that a stage was asked for: some matrices cannot have them.
+
+    Args:
+        specs: manifest entries after the stage.
+    """
+    asked = getattr(stage.settings, "group", None)
+    if not isinstance(stage.settings, QuantizeSettings) or "group" not in stage.settings.model_fields_set:
+        return []
+    found: dict[int, set[int]] = {}
+    for linear in linears:
+        spec = specs[linear.name].get("base", specs[linear.name])
+        own, n = spec.get("group", asked), linear.shape[1]
+        if isinstance(asked, int) and stage.settings_of(linear.name) is stage.settings and own != asked < n:
+            found.setdefault(own, set()).add(n)
+    return [
+        f"groups of {asked} do not divide {' and '.join(map(str, sorted(inputs)))} inputs: groups of {own} are stored"
+        for own, inputs in sorted(found.items())
+    ]
+
+
 def violations(stage: Stage, linear: Linear, packed: Mapping[str, Any] | None, *, first: bool) -> list[str]:
     """Rules that a stage breaks on a linear.
 

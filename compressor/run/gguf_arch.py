@@ -28,7 +28,7 @@ BIASES = {"qwen2": re.compile(r"self_attn\.[qkv]_proj\.bias$")}
 ROPE = {"default": None, "linear": "linear", "llama3": None}
 """Kinds of rotation -> GGUF's word for it; llama3 is a tensor of factors."""
 
-OTHERWISE = "--format dense is for every model"
+OTHERWISE = "--format dense unpacks every model, for converters of other programs"
 
 
 def architecture(skeleton: Skeleton) -> str:

@@ -37,19 +37,20 @@ def judge_model(
     Args:
         model: folder, hub id, or ``embedded``.
         against: the model it was made from, for divergence and agreement; its vocabulary must be the same.
-        texts: named texts or files; by default the one that is judged on without a word.
-        windows: token windows of each text; by default all.
-        seqlen: tokens in a window; by default 2048, or the model's context.
+        texts: named texts or files; by default wikitext2-test, and embedded-heldout for ``embedded``.
+        windows: token windows of each text; by default as many as a named text is pinned to, else all.
+        seqlen: tokens in a window; by default 2048, or the model's context where that is shorter.
         stride: tokens from one window to the next; by default ``seqlen``.
         bos: begin every window with the BOS token, which then counts as one of its ``seqlen``.
-        dtype: auto (float32 on CPUs), float32, bfloat16 or float16.
+        dtype: auto (float32 on CPUs, elsewhere that of the weights), float32, bfloat16 or float16.
         device: auto, cpu, cuda, ...
         trust_remote_code: run code that the folder brings along.
-        voice: how to speak; silent by default.
+        voice: how to speak; by default nothing but warnings, on standard error.
 
     Returns:
-        For each text: ``name``, ``protocol``, ``windows``, ``tokens`` and ``rows`` (one for each model: perplexity,
-        bits per byte, and with ``against`` mean KL(base || model) in nats a token and top-1 agreement, 0 to 1).
+        For each text: ``name``, ``protocol``, ``windows``, ``tokens`` and ``rows``, one for each model: ``who`` (dense
+        is ``against``, compressed ``model``), ``label``, ``perplexity``, ``bits_per_byte``, and with ``against``
+        ``kl``, mean KL(base || model) in nats a token, and ``top1``, agreement from 0 to 1.
 
     Raises:
         UserError: unknown model, text, device or dtype; models with different vocabularies; logits not finite.

@@ -23,8 +23,9 @@ HUB_DEFAULT = "wikitext2-test"
 LOCAL_DEFAULT = "embedded-heldout"
 
 # What reads a text does not know what it is for: errors are said in the flags of `evaluate`, or of a run.
-JUDGE_WORDS = {"calibration source": "evaluation text", "--calibration": "--text"}
+JUDGE_WORDS = {"calibration set": "text", "calibration source": "evaluation text", "--calibration": "--text"}
 RUN_WORDS = {
+    "calibration set": "text",
     "calibration source": "evaluation text",
     "--calibration": "--eval",
     "--text": "--eval",

@@ -22,13 +22,13 @@ from compressor.methods.decompose_settings import SvdLlmSettings
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.run.container import Container, container_of
 from compressor.run.embeddings import embedding_violations, foreseen_specs
-from compressor.run.foresee import foreseen_spec, learned_bytes, violations
+from compressor.run.foresee import foreseen_spec, learned_bytes, other_groups, violations
 from compressor.run.linear_plan import linear_layouts, linear_stage, linear_violations, logits_bytes, training_bytes
 from compressor.run.linear_target import target_of
 from compressor.run.longer import Longer, foresee_longer, longer_violations
 from compressor.run.narrow_plan import Narrowing, foresee_narrow
 from compressor.run.planes import foreseen_planes, too_few_bits
-from compressor.run.ranks import SURVEYED_TOKENS, plain_ranks, too_small
+from compressor.run.ranks import SURVEYED_TOKENS, plain_ranks, too_large, too_small
 from compressor.run.recipe import Recipe, Stage
 from compressor.run.settings import OutputSettings
 from compressor.run.task_plan import ForeseenTask
@@ -49,6 +49,7 @@ class Plan:
         narrowing: what the model becomes where it gets other shapes; None where it keeps them.
         layouts: predicted contents of every output shard, the outer tensors first.
         violations: rules that the recipe breaks on this model; a run is refused.
+        notes: where less is done than was asked for; a run says so as well.
         longer: third stage of linearization, on longer windows; None without one.
         tasks: what result and source will be asked at the end.
     """
@@ -64,6 +65,7 @@ class Plan:
     layouts: list[Layout]
     narrowing: Narrowing | None
     violations: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     longer: Longer | None = None
     tasks: tuple[ForeseenTask, ...] = ()
 
@@ -166,7 +168,7 @@ class Plan:
             UserError: see ``violations``.
         """
         if self.violations:
-            more = f" (and {len(self.violations) - 1} more; see compressor plan)" if len(self.violations) > 1 else ""
+            more = f" (and {len(self.violations) - 1} more; --dry-run lists them)" if len(self.violations) > 1 else ""
             raise UserError(self.violations[0] + more)
 
 
@@ -255,6 +257,7 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     targets = tuple(_targets(stage, number, skeleton) for number, stage in enumerate(recipe.stages, 1))
     specs: dict[str, dict[str, Any]] = {}
     broken: list[str] = []
+    notes: list[str] = []
     shared = {module: spec["shared"] for module, spec in skeleton.packed.items() if "shared" in spec}
     for asked, linears in zip(recipe.stages, targets, strict=True):
         broken += too_few_bits(asked, linears)
@@ -265,6 +268,9 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
             small = too_small(asked, linears, skeleton)
             broken += small
             ranks = plain_ranks(asked, linears, skeleton) if not small else ranks
+            against, told = too_large(asked, ranks, linears) if ranks else ([], [])
+            broken += against
+            notes += told
         stage = foreseen_planes(asked, linears)
         for linear in linears:
             packed = skeleton.packed.get(linear.name)
@@ -274,6 +280,7 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
             entry = foreseen_spec(stage, linear, specs.get(linear.name, packed), ranks.get(linear.name))
             if asked.kind != "decompose" or entry["format"] != "dense":
                 specs[linear.name] = entry
+        notes += other_groups(stage, linears, specs)
     specs |= foreseen_specs(skeleton, recipe)
     narrowing = None
     try:
@@ -303,6 +310,7 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
         layouts=predict_layouts(skeleton, recipe, specs, narrowing),
         narrowing=narrowing,
         violations=tuple(dict.fromkeys(broken)),
+        notes=tuple(dict.fromkeys(notes)),
         longer=longer,
     )
 

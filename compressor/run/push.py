@@ -112,6 +112,14 @@ class Pushed:
 def prepare(folder: Path, name: str, wanted: Wanted) -> Prepared:
     """Check everything that can be checked without writing to the hub.
 
+    Args:
+        folder: that compressor has written.
+        name: ``org/name`` of the repository.
+        wanted: how to upload.
+
+    Returns:
+        What `push` takes: ``pieces`` to upload, their ``sums``, ``url``, and in ``doubts`` what may want mending first.
+
     Raises:
         UserError: a bad name, flags that contradict each other, a folder that must not be uploaded (see
             `check_folder`), no token or one that may not write, a repository that holds something else, or a hub that
@@ -148,6 +156,10 @@ def prepare(folder: Path, name: str, wanted: Wanted) -> Prepared:
 
 def push(prepared: Prepared, wanted: Wanted) -> Pushed:
     """Upload, compare, and say where it is. What an interrupted call has uploaded is not uploaded again.
+
+    Args:
+        prepared: by `prepare`.
+        wanted: the same.
 
     Raises:
         UserError: the upload broke off, or the hub holds other bytes afterwards.

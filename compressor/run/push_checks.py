@@ -16,6 +16,7 @@ from compressor.report.files import read_report
 from compressor.report.linear_page import linear_page
 from compressor.report.schema import Report
 from compressor.report.schema_use import Exported
+from compressor.run.places import shortened
 
 Paths = Literal["refuse", "shorten", "allow"]
 
@@ -85,7 +86,7 @@ def check_folder(folder: Path, *, paths: Paths = "refuse") -> Checked:
     """Look through a folder; reads its headers and texts, not its weights.
 
     Args:
-        paths: what becomes of absolute paths in texts: refused, cut to their last part, or uploaded.
+        paths: what becomes of absolute paths in texts: refused, cut to what tells them apart, or uploaded.
 
     Raises:
         UserError: not a finished folder of compressor's, a verification that failed, missing or truncated weights, a
@@ -189,7 +190,8 @@ def _checked_text(name: str, file: Path, paths: Paths) -> Piece:
     if paths == "shorten":
         short = text
         for pattern in patterns:
-            short = pattern.sub(lambda match: _last_part(match[0]), short)
+            places = shortened(pattern.findall(short))
+            short = pattern.sub(lambda match, places=places: places[match[0]], short)  # type: ignore[misc]
         return Piece(name, file, None if short == text else short)
     for pattern in patterns:
         if (found := pattern.search(text)) is not None:
@@ -198,10 +200,6 @@ def _checked_text(name: str, file: Path, paths: Paths) -> Piece:
                 fix="--paths shorten uploads file names only, --paths allow leaves it as it is",
             )
     return Piece(name, file)
-
-
-def _last_part(path: str) -> str:
-    return re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
 
 
 def _line(text: str, position: int) -> int:

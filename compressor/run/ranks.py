@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import floor, prod
 from typing import Literal
 
@@ -102,6 +102,31 @@ def plain_ranks(stage: Stage, linears: Sequence[Linear], skeleton: Skeleton) -> 
             for linear, price in zip(linears, prices, strict=True)
         ]
     return {linear.name: rank for linear, rank in zip(linears, ranks, strict=True)}
+
+
+def too_large(stage: Stage, ranks: Mapping[str, Rank], linears: Sequence[Linear]) -> tuple[list[str], list[str]]:
+    """What stands against a stage's rank, and what is to be known of it: at that rank a product is no smaller.
+
+    Args:
+        ranks: as `plain_ranks` gives them.
+
+    Returns:
+        Violations where no matrix would get smaller, and notes where some would.
+    """
+    settings = stage.settings
+    assert isinstance(settings, DecomposeSettings)
+    whole = [linear for linear in linears if ranks[linear.name] is None]
+    if settings.rank is None or not whole:
+        return [], []
+    most = {linear.shape: price_of(stage, linear).most for linear in whole}
+    told = ", ".join(f"{m} x {n} {f'up to rank {rank}' if rank else 'at none'}" for (m, n), rank in most.items())
+    if len(whole) < len(linears):
+        some = f"{len(whole)} of {len(linears)} matrices no smaller"
+        return [], [f"rank {settings.rank} makes {some}, and these stay whole: it pays for {told}"]
+    largest = max(most.values())
+    less = f"--rank {largest} at most, or --keep-params 0.8" if largest else "leave these matrices out with --exclude"
+    every = f"none of the {len(linears)} matrices" if len(linears) > 1 else "no matrix"
+    return [f"rank {settings.rank} makes {every} smaller: it pays for {told}; {less}"], []
 
 
 def too_small(stage: Stage, linears: Sequence[Linear], skeleton: Skeleton) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from compressor.calibration.folders import data_folder
 from compressor.errors import UserError, nearest
 from compressor.methods.decompose_settings import DECOMPOSE_METHODS, DecomposeSettings
 from compressor.methods.linearize_settings import LINEARIZE_METHODS, LinearizeSettings
+from compressor.methods.published import known_as
 from compressor.methods.quantize_settings import QUANTIZE_METHODS, QuantizeSettings
 from compressor.methods.settings import PRUNE_METHODS, PruneSettings
 from compressor.run.settings import CalibrationSettings, EvaluationSettings, OutputSettings
@@ -113,6 +114,17 @@ class Stage(BaseModel):
         """The stage in a few words."""
         return self.settings.label(self.name) + (" with overrides" if self.overrides else "")
 
+    def label_of(self, specs: Iterable[Mapping[str, Any]]) -> str:
+        """The label with what is stored in place of what was asked for.
+
+        Args:
+            specs: manifest entries of the matrices that it has coded, but for those of overrides.
+        """
+        if not isinstance(self.settings, QuantizeSettings):
+            return self.label
+        stored = {width for spec in specs for width in _widths(spec)}
+        return self.settings.label(self.name, stored) + (" with overrides" if self.overrides else "")
+
     def content(self) -> dict[str, Any]:
         """The stage as plain data with every default filled in, in the shape of a recipe file."""
         values = {"method": self.name, **self.settings.model_dump(mode="json")}
@@ -123,6 +135,12 @@ class Stage(BaseModel):
                 for regex, special in self.overrides
             }
         return {self.kind: values}
+
+
+def _widths(spec: Mapping[str, Any]) -> list[int]:
+    """Inputs that share their scales, of a code or of the codes that it is made of; not those of a correction."""
+    own = [spec["group"]] if "group" in spec else []
+    return own + [width for part in ("left", "right", "base") if part in spec for width in _widths(spec[part])]
 
 
 class Recipe(OutputSettings):
@@ -160,7 +178,8 @@ def make_stage(kind: str, content: Mapping[str, Any]) -> Stage:
     if name is None:
         raise UserError(f"a {kind} stage needs a method (known: {', '.join(methods)})", fix="--method NAME")
     if not isinstance(name, str) or name not in methods:
-        raise UserError(f"unknown {kind} method {name!r}{nearest(str(name), methods)}", fix="see --method")
+        hint = known_as(str(name), kind, {verb: list(known) for verb, known in STAGES.items()})
+        raise UserError(f"unknown {kind} method {name!r}{hint or nearest(str(name), methods)}", fix="see --method")
     model, where = methods[name], f"{kind} {name}"
     return Stage(
         kind=kind,
@@ -207,8 +226,12 @@ def complaint(error: ValidationError, model: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {path!r}{nearest(str(first['loc'][-1]), _keys(model, first['loc'][:-1]))}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: {message} (got {first['input']!r})" if path else message
+    message, given = first["msg"].removeprefix("Value error, "), first["input"]
+    if path and message.startswith(f"{path} {given!r} "):  # it names both already
+        return message
+    percent = first["type"] == "less_than" and first["ctx"]["lt"] == 1 and 1 < given <= 100
+    hint = f"; {given:g} % is {given / 100:g}" if percent else ""
+    return f"{path}: {message} (got {given!r}{hint})" if path else message
 
 
 def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -221,6 +244,10 @@ def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 def make_recipe(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Build a recipe from plain data and check its chain.
+
+    Args:
+        content: what a recipe file holds; ``stages`` is the one key that it needs.
+        where: how a refusal calls it.
 
     Raises:
         UserError: names the key, the nearest valid one, or the rule that the chain breaks.
@@ -336,6 +363,9 @@ def not_for_factors(stage: Stage) -> str | None:
 
 def load_recipe(path: str) -> Recipe:
     """Load a recipe file, or one of the ready ones by its name.
+
+    Args:
+        path: of a YAML file, or the name of a ready recipe, such as ``sparsegpt-50``.
 
     Raises:
         UserError: no such file or name, no valid YAML, or anything :func:`make_recipe` refuses.

@@ -24,7 +24,14 @@ def continue_text(
     """Return ``prompt`` and its continuation by a model, packed or plain.
 
     Args:
+        model: folder, hub id, or ``embedded``.
+        prompt: what it goes on from.
+        tokens: so many at most; fewer where the context is full or the text ends.
         temperature: 0 takes the likeliest token at each step.
+        seed: of the sampling.
+        dtype: auto, float32, bfloat16 or float16.
+        device: auto, cpu, cuda, ...
+        trust_remote_code: run code that the folder brings along.
 
     Raises:
         UserError: unknown model or device, no tokenizer, an empty prompt or one that fills the context.

@@ -26,10 +26,20 @@ def after_stage(work: BlockWork, chosen: Sequence[Linear]) -> dict[str, Any]:
     }
 
 
+def stage_labels(run: Run) -> list[str]:
+    """The stages of the recipe in a few words, with the groups that are really stored."""
+    specs = {name: spec for record in run.journal.blocks for name, spec in record.get("specs", {}).items()}
+    labels = []
+    for stage, linears in zip(run.recipe.stages, run.plan.targets, strict=True):
+        own = [linear.name for linear in linears if stage.settings_of(linear.name) is stage.settings]
+        labels.append(stage.label_of(specs[name] for name in own if name in specs))
+    return labels
+
+
 def stage_results(run: Run) -> list[StageResult]:
     """The stages of the recipe in order; none where blocks do not pass through stages, as in linearizing."""
     blocks = [record.get("stages", []) for record in run.journal.blocks]
-    results = []
+    results, labels = [], stage_labels(run)
     for number, stage in enumerate(run.recipe.stages):
         notes = [notes[number] for notes in blocks if number < len(notes)]
         weights = sum(note["weights"] for note in notes)
@@ -39,7 +49,7 @@ def stage_results(run: Run) -> list[StageResult]:
         errors = [] if stage.end_to_end else [error for note in notes for error in note["errors"]]
         results.append(
             StageResult(
-                label=stage.label,
+                label=labels[number],
                 matrices=sum(note["matrices"] for note in notes),
                 bytes=count,
                 bits_per_weight=8 * count / weights,

@@ -95,7 +95,7 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
         recipe: what to do.
         model: local folder, hub id, or ``embedded``.
         options: output folder and run-time choices.
-        voice: how to speak; silent by default.
+        voice: how to speak; by default nothing but warnings, on standard error.
 
     Returns:
         The report, as written to ``report.json`` in the output folder.
@@ -114,7 +114,7 @@ def compress(recipe: Recipe, model: str, options: Options, voice: Voice | None =
     check_disk(options.output, plan.disk_bytes)
     check_room(plan)
     tasks = final_tasks(plan, model, options, voice)
-    warnings = _memory_warning(plan)
+    warnings = [*_memory_warning(plan), *plan.notes]
     inputs = load_inputs(plan, model, options.trust_remote_code, voice)
     digest = _read_through(checkpoint, voice)
     work = working_folder(options.output)

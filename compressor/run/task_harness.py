@@ -35,6 +35,10 @@ REACHING = ("ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"
 GROUP = re.compile(r"""(?m)^group:\s*["']?([^\s"']+)""")
 """In a YAML file: it names others, which lie beside it."""
 
+DATA = re.compile(r"""(?m)^dataset_path:\s*["']?([^\s"']+)""")
+LOCAL = ("json", "csv", "text", "parquet", "arrow")
+"""What a YAML file names as its data where these lie in files beside it."""
+
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 """In what Python says of a function: another in every process."""
 
@@ -76,6 +80,11 @@ def load_questions(asked: Asked, shots: int | None, limit: int | None, voice: Vo
     Raises:
         UserError: an unknown name, or a task whose questions cannot be had or that cannot be run here.
     """
+    if far := from_hub(asked):
+        voice.say(
+            f"reading the questions of {', '.join(far)}: what is not on this disk yet is fetched from the hub, which "
+            "may take minutes"
+        )
     with _aside(voice):
         found = []
         for tasks, groups in _found(asked):
@@ -87,6 +96,13 @@ def load_questions(asked: Asked, shots: int | None, limit: int | None, voice: Vo
                 task.set_config("num_fewshot", shots if shots is not None and fixed != 0 else fixed or 0)
             found.append(Questions(tasks, groups, _digest(tasks, limit)))
     return found
+
+
+def from_hub(asked: Asked) -> list[str]:
+    """Names of the tasks whose questions are data sets of the hub; the harness fetches them without a word."""
+    data = {path: DATA.search(path.read_text("utf-8", "replace")) for path in asked.yaml_files}
+    files = [path.name for path, found in data.items() if found and found[1] not in LOCAL]
+    return [*files, *asked.names]
 
 
 def _digest(tasks: dict[str, Any], limit: int | None) -> str:

@@ -82,11 +82,19 @@ def run_tasks(
     """Let a model answer tasks; one model is in memory at a time.
 
     Args:
+        model: folder, hub id, or ``embedded``.
         tasks: files of questions (``run/task_files.py``), YAML files or folders of the harness, names of its tasks.
         against: the model it was made from, which is asked the same.
         limit: questions of each task, the first ones; all by default.
         shots: examples before each question; by default as the task has it.
         batch: texts computed together.
+        dtype: auto, float32, bfloat16 or float16.
+        device: auto, cpu, cuda, ...
+        trust_remote_code: run code that the folder brings along.
+        voice: how to speak; by default nothing but warnings, on standard error.
+
+    Returns:
+        One for each metric of each task: ``task``, ``metric``, ``value``, ``stderr``, ``chance``, ``base`` ...
 
     Raises:
         UserError: lm-eval is not installed; an unknown model, task, dtype or device; questions that cannot be had.

@@ -67,7 +67,8 @@ def test_mistakes_are_one_line_and_come_before_the_run(
         (llama, ["--emit-adapter", taken / "file" / "apart"], "cannot write"),
         (llama, ["--emit-adapter", llama / "apart"], "input folder"),
         (llama, [*other, "--save", "dense"], "dense output"),
-        (llama, [*other, "-m", "svd", "--rank", "100"], "stay whole"),
+        (llama, [*other, "-m", "svd", "--rank", "100"], "none of the 14 matrices smaller"),
+        (llama, [*other, "-m", "transact"], "no low-rank terms"),
         (experts, other, "experts"),
         (experts, [*other, "-m", "corda"], "experts"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import re
@@ -64,6 +65,22 @@ def test_a_pipe_gets_plain_text(
             assert len(line) <= width
             below = lines[place + 1 : lines.index("", place)]
             assert all(len(row) <= len(line) for row in below)
+
+
+def test_a_pipe_of_unknown_width_gets_tables_that_can_be_read(
+    command: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 120 characters at most, with the whole label of a baseline that is long."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    content = json.loads((folder / "report.json").read_text())
+    label = "2-bit round-to-nearest, group row (larger than the result: fewer bits do not exist)"
+    for text in content["evaluation"]:
+        text["rows"][-1]["label"] = label
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    result = command("compare", folder, tmp_path / "report.json")
+    assert result.code == 0 and max(map(len, result.out.splitlines())) <= 120
+    words = result.out[result.out.index("perplexity") :].split()
+    assert [word for word in words if word in label.split()][-len(label.split()) :] == label.split()
 
 
 def test_a_terminal_of_eighty_columns(folder: Path) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 from doc_blocks import FENCE, PAGES, ROOT
 
+import compressor
+from compressor.cli.app import app
 from compressor.run.recipe import STAGES
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -80,3 +86,40 @@ def test_no_page_names_a_file_that_is_not_there() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", FENCE.sub("", page.read_text(encoding="utf-8"))):
             assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"
+
+
+API = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+
+
+def told_of(found: Any) -> set[str]:
+    """Arguments and attributes that a docstring explains."""
+    sections = re.split(r"(?m)^(Args|Attributes|Returns|Raises):\n", inspect.getdoc(found) or "")
+    held = "".join(text for head, text in zip(sections[1::2], sections[2::2], strict=True) if head[0] == "A")
+    return {name for names in re.findall(r"(?m)^ {4}([\w, ]+): ", held) for name in names.split(", ")}
+
+
+def test_the_page_on_python_explains_every_argument() -> None:
+    """There, or once for all; and none that there is not."""
+    found = {}
+    for path in re.findall(r"<!-- begin api \| (\S+) -->", API):
+        module, _, name = path.partition(":")
+        found[path] = getattr(importlib.import_module(module), name)
+    assert len(found) > 20
+    anywhere = {name for each in found.values() for name in told_of(each)}
+    for path, each in found.items():
+        own = {name for name in inspect.signature(each).parameters if not name.startswith("_")}
+        assert own <= anywhere, f"{path}: {own - anywhere}"
+        assert told_of(each) <= own, f"{path}: {told_of(each) - own}"
+
+
+def test_the_page_on_python_has_everything_public() -> None:
+    public = {name for name, held in vars(compressor).items() if callable(held) and name[0] != "_" and name != "Any"}
+    assert public and all(f"`compressor.{name}`" in API for name in {*public, "__version__"})
+    rows = re.findall(r"(?m)^\| (`[^|]*) \| (`compressor\.[^|]*) \|$", API)
+    verbs = {verb for left, _ in rows for verb in re.findall(r"`(\w+)`", left)}
+    assert verbs == set(typer.main.get_command(app).commands) - {"kernels"}  # type: ignore[attr-defined]
+    for _, right in rows:
+        for path in re.findall(r"`(compressor[\w.]+)`", right):
+            module, _, name = path.rpartition(".")
+            assert callable(getattr(importlib.import_module(module), name)), path
+            assert f":{name} -->" in API, f"{path} is not described"

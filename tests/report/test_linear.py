@@ -362,3 +362,24 @@ def test_a_hundred_layers(make_report: Make) -> None:
     page = render_html(report)
     assert len(page) < 1_500_000
     assert page.count("linearized</td>") == 100
+
+
+def test_a_model_without_a_window_is_not_told_of_one(make_report: Make) -> None:
+    """Neither in what stands on the page nor in the drawings: layers of stock transformers have a state only."""
+    content = make_report(linearized=True).model_dump()
+    own = render_html(Report.model_validate(content))
+    assert "beyond the window" in own and "Recall beyond the window" in own and "distance in windows" in own
+    linear = content["linearization"]
+    linear["own_code"], linear["mixer"] = False, {"layer": "Mamba-2", "heads": 4, "state": 64}
+    placed, again = linear["proof"]["positions"], linear["proof"]["recall"]
+    placed |= {"gain": None, "gain_stderr": None}
+    linear["proof"]["exactness"] |= {"by_construction": False, "to_softmax": None}
+    for part in (placed, again):
+        part["rows"] = [row for row in part["rows"] if row["who"] in ("teacher", "student")]
+    page = render_html(Report.model_validate(content))
+    held = page[page.index('id="attention"') : page.index('id="layers"')]
+    assert "There is no window, the state is all" in page
+    for words in ("the window", "distance in windows", "at 2 windows", "Parts are switched off", "windows alone"):
+        assert words not in held, words
+    unit = again["rows"][0]["distance"] // int(again["rows"][0]["windows"])
+    assert f"distance, times {unit} tokens" in page and f"beyond {placed['window']} tokens" in page

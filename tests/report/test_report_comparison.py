@@ -112,6 +112,11 @@ def test_plain_folders_show_their_size_and_the_command_that_measures(make_report
     ]
 
 
+def test_the_command_that_measures_names_a_model_as_it_was_named(make_report: Make, tmp_path: Path) -> None:
+    entries = read_entries([put(tmp_path / "a", make_report()), Path("embedded")])
+    assert missing_commands(entries) == [("embedded", "compressor evaluate embedded --against toy")]
+
+
 def test_equal_names_get_their_parents(make_report: Make, tmp_path: Path) -> None:
     paths = [put(tmp_path / parent / "out", make_report()) for parent in ("x", "y")]
     assert [entry.label for entry in read_entries(paths)] == ["x/out", "y/out"]

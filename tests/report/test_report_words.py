@@ -16,7 +16,15 @@ from compressor.report.names import fold_names, natural
 from compressor.report.plot_layers import linear_axis, log_axis
 from compressor.report.plots import round_ticks
 from compressor.report.schema import Evaluation, EvaluationRow, Report
-from compressor.report.sentences import classes_told, headline, judge, kernels_told, leading_text, what_was_done
+from compressor.report.sentences import (
+    classes_told,
+    headline,
+    judge,
+    kernels_told,
+    leading_text,
+    told_apart,
+    what_was_done,
+)
 
 Make = Callable[..., Report]
 
@@ -243,3 +251,10 @@ def test_what_kernels_cost(make_report: Make) -> None:
     assert kernels_told(report) is None
     report.verification = None
     assert kernels_told(report) is None
+
+
+def test_numbers_that_are_held_against_each_other_are_told_apart() -> None:
+    assert told_apart(14.12, 15.9) == ("14.1", "15.9")
+    assert told_apart(1054.6, 1055.2) == ("1,054.6", "1,055.2"), "both are 1,055 in three or four digits"
+    assert told_apart(2.0, 2.0) == ("2.00", "2.00")
+    assert told_apart(float("inf"), 3.0) == ("\u221e", "3.00")

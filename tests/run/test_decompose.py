@@ -16,12 +16,19 @@ from killing import Killed
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from compressor.cli.explain import summary
 from compressor.engine.backward import loss_backward
 from compressor.engine.checkpoint import open_checkpoint
 from compressor.engine.skeleton import build_skeleton
 from compressor.errors import UserError
 from compressor.formats import Dense, GroupInt, LowRank, Sum
+from compressor.report.comparison import read_entries
+from compressor.report.contents import read_contents
+from compressor.report.environment import plain
+from compressor.report.footprint import has_products, stored_parameters
+from compressor.report.numbers import ABSENT, parameters_text
 from compressor.report.sentences import classes_told
+from compressor.report.side_by_side import figures
 from compressor.run import gates, gates_paper, rank_survey, stream
 from compressor.run.export_dense import export_dense
 from compressor.run.recipe import make_recipe
@@ -558,3 +565,41 @@ def test_the_same_bytes_on_one_thread_and_on_two(calibration: Path, tmp_path: Pa
         subprocess.run(arguments, check=True, env=environment, capture_output=True)
     files = [tmp_path / threads / "model.safetensors" for threads in ("1", "2")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"method": "svd", "keep_params": 0.5},
+        {"method": "svd-llm", "joint": True, "rounds": 1, "keep_params": 0.4},
+        {"method": "corda", "rank": 6},
+    ],
+    ids=name_of,
+)
+def test_card_report_and_explain_count_the_parameters_that_are_stored(
+    stage: dict[str, Any], half: Path, calibration: Path, tmp_path: Path
+) -> None:
+    """Those of the factors, as whoever adds up the tensors of the file finds them; and so does what is made of it."""
+    report = tiny_models.run_recipe(decomposed(stage, calibration), half, tmp_path / "out")
+    counted = sum(tensor.numel() for tensor in load_file(tmp_path / "out" / "model.safetensors").values())
+    before, after = stored_parameters(report)
+    assert (before, after) == (report.model.parameters, counted)
+    assert (counted > before) == (stage["method"] == "corda") and has_products(report)
+    contents = read_contents(tmp_path / "out")
+    assert (contents.parameters, contents.stored_parameters) == (before, counted)
+    assert f"{parameters_text(counted)} parameters, which stand for" in summary(contents)[1]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| parameters | {before:,} | {counted:,} |" in card and "| parameters | of the source |" in card
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f'<td class="n">{plain(counted)}</td><td class="n">{plain(before)}</td>' in page
+    (row,) = [row for row in figures([entry_of(tmp_path / "out"), entry_of(half)]) if row.name == "parameters"]
+    assert [cell.words for cell in row.cells] == [f"{counted:,}", ABSENT]
+    if stage["method"] == "svd":
+        codes = tiny_models.recipe_for(None, {"quantize": {"method": "rtn", "group": 8}})
+        again = tiny_models.run_recipe(codes, tmp_path / "out", tmp_path / "codes")
+        assert stored_parameters(again) == (counted, counted), "its source has the factors' parameters already"
+        assert f"| parameters | {counted:,} | {counted:,} |" in (tmp_path / "codes" / "README.md").read_text()
+
+
+def entry_of(folder: Path) -> Any:
+    return read_entries([folder, folder])[0]

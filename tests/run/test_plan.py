@@ -146,3 +146,35 @@ def test_matrices_left_alone_stay_as_they_were_packed(llama: Path, tmp_path: Pat
     ids = tiny_models.random_ids(2)
     plain, packed = (tiny_models.stock_logits(tmp_path / name, ids) for name in ("dense", "more"))
     torch.testing.assert_close(plain, packed, rtol=1e-5, atol=1e-5)
+
+
+def test_a_rank_at_which_nothing_gets_smaller_is_refused(tmp_path: Path) -> None:
+    """Before anything is read; the limits that are told are those at which it begins to pay."""
+    recipe = tiny_models.recipe_for(None, {"decompose": {"method": "svd", "rank": 10000}})
+    _, plan = foresee(recipe, "embedded")
+    assert plan.violations == (
+        "rank 10000 makes none of the 21 matrices smaller: it pays for 256 x 128 up to rank 85, 128 x 128 up to rank "
+        "63, 128 x 256 up to rank 85; --rank 85 at most, or --keep-params 0.8",
+    )
+    with pytest.raises(UserError, match="none of the 21 matrices"):
+        tiny_models.run_recipe(recipe, Path("embedded"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    alone = {"decompose": {"method": "svd", "rank": 64, "include": ["0.self_attn.k_proj"]}}
+    (told,) = foresee(tiny_models.recipe_for(None, alone), "embedded")[1].violations
+    assert told.startswith("rank 64 makes no matrix smaller") and "128 x 128 up to rank 63" in told
+    kept = {"decompose": {"method": "corda", "rank": 10000}}  # beside its residual nothing gets smaller anyway
+    assert foresee(tiny_models.recipe_for(None, kept), "embedded")[1].violations == ()
+
+
+def test_matrices_that_a_rank_leaves_whole_are_told_of(tmp_path: Path) -> None:
+    for rank, whole in ((63, 0), (64, 6), (85, 6)):
+        recipe = tiny_models.recipe_for(None, {"decompose": {"method": "svd", "rank": rank}})
+        _, plan = foresee(recipe, "embedded")
+        assert not plan.violations and len(plan.specs) == 21 - whole
+        told = (
+            f"rank {rank} makes 6 of 21 matrices no smaller, and these stay whole: it pays for 128 x 128 up to rank 63"
+        )
+        assert plan.notes == ((told,) if whole else ())
+    report = tiny_models.run_recipe(recipe, Path("embedded"), tmp_path / "out")
+    assert told in report.warnings
+    assert sum(layer.method == "kept" for layer in report.layers) == 6

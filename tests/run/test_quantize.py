@@ -385,3 +385,40 @@ def test_killed_between_scaled_blocks_and_resumed(
     assert tiny_models.digest(tmp_path / "whole", "*.safetensors") == tiny_models.digest(
         tmp_path / "out", "*.safetensors"
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "group", "stored", "label"),
+    [
+        ("rtn", 7, {4}, "rtn 4-bit g4"),
+        ("gptq", 64, {64}, "gptq 4-bit g64"),
+        ("rtn", 512, {128, 256}, "rtn 4-bit g128/256"),
+        ("rtn", "row", {128, 256}, "rtn 4-bit by row"),
+        ("trit-planes", 48, {48}, "trit-planes K=2 g48 data-free"),
+    ],
+)
+def test_labels_say_the_groups_that_are_stored(
+    method: str, group: Any, stored: set[int], label: str, tmp_path: Path
+) -> None:
+    how = {"fit": "data-free"} if method == "trit-planes" else {"refine": 0} if method == "gptq" else {}
+    stage = {"quantize": {"method": method, "group": group, **how, "include": [r"layers\.0\.mlp"]}}
+    evaluation = {"texts": ["embedded-heldout"], "windows": 2, "seqlen": 32, "samples": 0}
+    calibration = {"nsamples": 4, "seqlen": 64}
+    content = {"evaluation": evaluation, "calibration": calibration, "verify": False}
+    recipe = make_recipe({"stages": [stage], **content})
+    _, plan = stream.foresee(recipe, "embedded")
+    report = tiny_models.run_recipe(recipe, Path("embedded"), tmp_path / "out")
+    assert {spec["group"] for spec in build_skeleton(open_checkpoint(tmp_path / "out")).packed.values()} == stored
+    assert report.stages[0].label == label
+    assert [row.label for row in report.evaluation[0].rows if row.who == "compressed"] == [label]
+    told = ["groups of 7 do not divide 128 and 256 inputs: groups of 4 are stored"] if group == 7 else []
+    assert list(plan.notes) == told and [line for line in report.warnings if "groups of" in line] == told
+
+
+def test_a_label_says_the_groups_of_factors(tmp_path: Path) -> None:
+    stages = [{"decompose": {"method": "svd", "keep_params": 0.6}}, {"quantize": {"method": "rtn", "group": 20}}]
+    recipe = tiny_models.recipe_for(None, *stages)
+    report = tiny_models.run_recipe(recipe, Path("embedded"), tmp_path / "out")
+    manifest = open_checkpoint(tmp_path / "out").config["quantization_config"]["modules"]
+    stored = {spec[side]["group"] for spec in manifest.values() for side in ("left", "right")}
+    assert report.stages[1].label == f"rtn 4-bit g{'/'.join(map(str, sorted(stored)))}"

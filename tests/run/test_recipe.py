@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compressor.errors import UserError
 from compressor.methods.settings import PRUNE_METHODS
-from compressor.run.recipe import load_recipe, make_recipe
+from compressor.run.recipe import load_recipe, make_recipe, make_stage
 
 HALF = {"prune": {"method": "sparsegpt", "sparsity": 0.5}}
 READY = sorted((Path(__file__).parent.parent.parent / "recipes").glob("*.yaml"))
@@ -158,3 +158,12 @@ def test_no_file_content_makes_it_crash(tmp_path: Path, content: str | bytes) ->
     file.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     with pytest.raises(UserError):
         load_recipe(str(file))
+
+
+def test_a_percentage_is_told_how_to_be_a_share() -> None:
+    with pytest.raises(UserError, match=r"sparsity: Input should be less than 1 \(got 50\.0; 50 % is 0\.5\)"):
+        make_stage("prune", {"method": "magnitude", "sparsity": 50.0})
+    with pytest.raises(UserError, match=r"less than 1 \(got 1\.0\)$"):
+        make_stage("prune", {"method": "magnitude", "sparsity": 1.0})
+    with pytest.raises(UserError, match=r"magnitude: pattern '2-4' must be N:M, .* example 2:4$"):
+        make_stage("prune", {"method": "magnitude", "pattern": "2-4"})

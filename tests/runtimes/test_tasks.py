@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from command_line import Command
 from questions import harness_task, sequences, stories, write
+from rich.console import Console
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,7 +23,7 @@ from compressor.errors import UserError
 from compressor.report.files import read_report, write_report
 from compressor.report.schema_use import TaskResult
 from compressor.run.export_dense import export_dense
-from compressor.run.progress import quiet
+from compressor.run.progress import Voice, quiet
 from compressor.run.recipe import make_recipe
 from compressor.run.session import Options
 from compressor.run.stream import compress
@@ -311,6 +314,43 @@ def test_questions_that_are_cut_are_told(command: Command, tmp_path: Path) -> No
     rows = [{"query": "count by 5: 20 25 30 35 40 45\n" * 60 + "count by 5: 20", "choices": ["25", "26"], "gold": 0}]
     result = command("evaluate", "embedded", "--tasks", write(tmp_path / "long.jsonl", rows))
     assert result.code == 0 and "2 of the texts are longer than the context" in result.err.replace("\n", " ")
+
+
+def test_what_is_fetched_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, there before the harness reaches for the hub; none where all questions are in files."""
+    from compressor.run import task_harness
+
+    log = io.StringIO()
+    seen: list[str] = []
+
+    class Reaching:
+        """The harness's index, and a hub that is not there."""
+
+        all_tasks = ("toy", "other")
+
+        def __init__(self, **how: Any) -> None:
+            """Knows two tasks."""
+
+        def load(self, spec: list[Any]) -> Any:
+            seen.append(log.getvalue())
+            raise ConnectionError("no route")
+
+    monkeypatch.setattr(task_harness, "TaskManager", Reaching)
+    far, near = tmp_path / "far.yaml", tmp_path / "near.yaml"
+    far.write_text("task: far\ndataset_path: org/name\n")
+    near.write_text("task: near\ndataset_path: json\n")
+    for words, names in (
+        (["toy,other"], "toy, other"),
+        ([str(far)], "far.yaml"),
+        ([str(near), "toy"], "toy"),
+        ([str(near)], ""),
+    ):
+        log.seek(0)
+        log.truncate()
+        with pytest.raises(UserError, match="which cannot be reached"):
+            run_tasks("embedded", words, voice=Voice(Console(file=log, width=80)))
+        told = f"reading the questions of {names}: what is not on this disk yet is fetched from the hub"
+        assert seen.pop() == log.getvalue() == (f"{told}, which may take minutes\n" if names else "")
 
 
 @pytest.mark.slow

@@ -15,7 +15,10 @@ def print_bench(result: Bench) -> None:
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     activations = "8-bit" if result.activations == "int8" else "exact"
     width = result.bandwidth
-    say(console, f"packed layers by {result.rung}, {activations} activations ({result.rung_reason})")
+    if any(way.layout_bytes for way in result.ways):
+        say(console, f"packed layers by {result.rung}, {activations} activations ({result.rung_reason})")
+    else:
+        say(console, f"no layers that the kernels ({result.rung}) multiply packed")
     say(console, f"{result.device}, {threads}; memory {significant(width.bytes_per_second / 1e9, 3)} GB/s, {width.how}")
     peak = f"peak memory {bytes_text(result.peak_rss_bytes)} with the model alone"
     if result.peak_device_bytes is not None:

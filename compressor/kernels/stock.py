@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,6 +85,10 @@ class Int4Pack:
         """Bytes in memory."""
         return sum(part.nbytes for part in (*self.packed, *self.scales, self.weight))
 
+    def read_nbytes(self, tokens: int) -> int:
+        """Bytes that a product with so many tokens reads."""
+        return self.weight.nbytes if tokens > FEW else self.nbytes - self.weight.nbytes
+
 
 @dataclass(frozen=True, eq=False)
 class Int8Chunks:
@@ -103,20 +108,36 @@ class Int8Chunks:
         """Return ``x W^T + bias`` (tokens, m) in the dtype of ``x``."""
         if len(x) > FEW_IN_8_BITS or torch.compiler.is_compiling():
             return Dense(self.weight).product(x, bias, level, exact)
-        y = torch.cat([self._of_one(token) for token in torch.split(x.float(), 1)])
+        wide = x.float()
+        if not math.isfinite(float(wide.sum())):  # integers know no NaN
+            return Dense(self.weight).product(x, bias, level, exact)
+        y = self._of_one(wide) if len(x) == 1 else torch.cat([self._of_one(token) for token in torch.split(wide, 1)])
         return (y if bias is None else y.add_(bias)).to(x.dtype)
 
     def _of_one(self, token: Tensor) -> Tensor:
-        total = (token.sum(1, keepdim=True) * 0).expand(1, len(self.weight)).clone()  # NaN, which integers do not know
-        for packed, part in zip(self.packed, torch.split(token, CHUNK, 1), strict=True):
-            total.add_(torch.ops.quantized.linear_dynamic(part, packed, False))
+        product = torch.ops.quantized.linear_dynamic
+        first, *others = self.packed
+        if not others:
+            return product(token, first, False)  # type: ignore[no-any-return]
+        part, *parts = torch.split(token, CHUNK, 1)
+        total: Tensor = product(part, first, False)
+        for packed, part in zip(others, parts, strict=True):
+            total.add_(product(part, packed, False))
         return total
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        scales = 4 * len(self.packed) * len(self.weight)
-        return self.weight.numel() + scales + self.weight.nbytes
+        return self.hidden_nbytes + self.weight.nbytes
+
+    def read_nbytes(self, tokens: int) -> int:
+        """Bytes that a product with so many tokens reads; once, though it takes one after the other."""
+        return self.weight.nbytes if tokens > FEW_IN_8_BITS else self.hidden_nbytes
+
+    @property
+    def hidden_nbytes(self) -> int:
+        """Those that are in no tensor: codes and scales."""
+        return self.weight.numel() + 4 * len(self.packed) * len(self.weight)
 
 
 def has_int8() -> bool:

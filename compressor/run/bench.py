@@ -111,7 +111,7 @@ def bench(
     torch.set_num_threads(threads or before)
     try:
         cells = [(context, batch) for batch in batches for context in lengths]
-        with voice.progress(len(cells) + 2) as ticker:
+        with voice.progress(len(cells) + 2) as ticker, without_bars():  # some layers are unpacked when first used
             ticker.now(f"loading {ours.name}")
             first = _load(ours, "model", chosen, place, trust_remote_code)
             first.measured.begin(_ids(max(1, lengths[-1]), max(batches), ours.vocabulary, place))
@@ -291,8 +291,7 @@ def _load(model: _Model, who: Any, dtype: torch.dtype, device: torch.device, tru
     from transformers import AutoModelForCausalLM
 
     since = time.perf_counter()
-    with without_bars():
-        network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype, trust_remote_code=trust)
+    network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype, trust_remote_code=trust)
     network = network.to(device).eval()
     return _Loaded(who, dtype, time.perf_counter() - since, Contestant(network, device))
 

@@ -141,7 +141,9 @@ def bytes_read(module: nn.Module, batch: int, config: Any) -> int:
     """
     product = getattr(getattr(module, "fast", None), "product", None)
     if product is not None:
-        return int(product.nbytes) + sum(part.nbytes for part in module.parameters(recurse=False))
+        either = getattr(product, "read_nbytes", None)  # of two forms of the matrix, one
+        read = product.nbytes if either is None else either(batch)
+        return int(read) + sum(part.nbytes for part in module.parameters(recurse=False))
     if isinstance(module, PackedLinear):
         return sum(part.nbytes for part in (*module.parts.values(), *module.parameters(recurse=False)))
     if isinstance(module, TiedHead):
@@ -192,7 +194,9 @@ def held_bytes(model: nn.Module) -> tuple[int, int]:
     """
     modules = list(model.modules())
     layouts = [tensor for module in modules for tensor in _laid_out(module)]
-    return _covered(chain(layouts, *(_stored(module) for module in modules))), _covered(layouts)
+    hidden = sum(getattr(getattr(getattr(each, "fast", None), "product", None), "hidden_nbytes", 0) for each in modules)
+    held = _covered(chain(layouts, *(_stored(module) for module in modules)))
+    return held + hidden, _covered(layouts) + hidden
 
 
 def _covered(tensors: Iterable[Tensor]) -> int:

@@ -27,6 +27,7 @@ def test_tables_file_and_page(command: Command, llama: Path, tmp_path: Path, mon
     assert max(len(line) for line in short) <= 80 and "\x1b" not in result.out
     content = json.loads((tmp_path / "b.json").read_text())
     assert [len(way["decode"]) for way in content["ways"]] == [6] * len(content["ways"])
+    assert lines[1].startswith("no layers that the kernels (") and "packed layers by" not in result.out
     rows = [line.split() for line in lines if line.strip().startswith("base in bf")]
     shown = significant(content["ways"][2]["decode"][0]["tokens_per_second"], 3)
     assert any(shown in row for row in rows), rows

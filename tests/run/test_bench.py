@@ -17,6 +17,7 @@ from compressor.errors import UserError
 from compressor.hf.linear import PackedLinear
 from compressor.kernels.layers import Fast
 from compressor.kernels.native import VARIABLE, native, using
+from compressor.kernels.stock import Int8Chunks, has_int8
 from compressor.report.schema_bench import Bench
 from compressor.run import bench as benching
 from compressor.run.bench import bench, default_base
@@ -131,6 +132,21 @@ def test_bytes_of_layouts(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert held_bytes(model) == (laid_out + kept + parameters, laid_out)
     assert sum(bytes_read(m, 1, model.config) for m in layers) == laid_out
     assert products(model)[0] == {"avx2": 14, "torch": 1}
+
+
+@pytest.mark.skipif(not has_int8(), reason="PyTorch's int8 product is not here, or slow on this processor")
+@pytest.mark.usefixtures("by_the_package")
+def test_bytes_of_pytorchs_products(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes that are in no tensor count; a step reads them, and a prompt the plain matrix that is held beside them."""
+    monkeypatch.setenv(VARIABLE, "torch")
+    model = load(packed)
+    layers = [m for m in model.modules() if isinstance(m, PackedLinear) and isinstance(m.fast.product, Int8Chunks)]
+    assert len(layers) == 14
+    weights = sum(m.in_features * m.out_features for m in layers)
+    scales = sum(4 * m.out_features for m in layers)  # of one chunk each
+    assert held_bytes(model)[1] == weights + scales + 4 * weights
+    assert sum(bytes_read(m, 1, model.config) for m in layers) == weights + scales
+    assert sum(bytes_read(m, 8, model.config) for m in layers) == 4 * weights
 
 
 @needs_kernels

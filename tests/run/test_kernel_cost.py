@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from compressor.kernels.native import LEVELS, VARIABLE, native, rung, using
+from compressor.kernels.stock import FEW_IN_8_BITS, has_int8
 from compressor.report.schema import Verification
 from compressor.run import verify
 from compressor.run.kernel_cost import FEWEST, LOGITS, MOST, WINDOWS, WORK, chosen_windows, compared, kernel_cost
@@ -94,6 +95,18 @@ def test_why_nothing_was_measured(packed: Path, monkeypatch: pytest.MonkeyPatch)
     if native() is not None:
         monkeypatch.setenv(VARIABLE, "portable")
         assert "none is packed" in kernel_cost(tiny_models.random_model("llama"), ids)["skipped"]
+
+
+@pytest.mark.skipif(not has_int8(), reason="PyTorch's int8 product is not here, or slow on this processor")
+@pytest.mark.usefixtures("by_the_package")
+def test_without_kernels_rounding_is_measured_too(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few windows that each token is rounded as one alone is; in prompts nothing is."""
+    monkeypatch.setenv(VARIABLE, "torch")
+    with using("packed"):
+        model = load(packed)
+    found = kernel_cost(model, tiny_models.random_ids(WINDOWS))
+    assert (found["rung"], found["layers"], found["windows"]) == ("torch", {"torch": 14}, FEW_IN_8_BITS)
+    assert found["prompt_kl"] < 1e-9 < 1e-7 < found["kl"] < 1e-2
 
 
 @needs_kernels

@@ -20,6 +20,9 @@ from compressor.kernels.native import LEVELS
 MARK = "compressor_attention"
 """Attribute of modules whose attention the kernels compute: an instruction set."""
 
+CACHES = ("past_key_values", "cache")
+"""What models call it: from transformers 5.24 on by the second name."""
+
 MORE, LEAST = 4, 128
 """A cache that is full gets room for a fourth more tokens, and for so many at least."""
 
@@ -69,7 +72,7 @@ def _wrap() -> None:
 
 def _grow(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Before a model reads tokens: let the layers of its cache be ones that grow in place."""
-    cache: Any = kwargs.get("past_key_values")
+    cache: Any = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
     if type(cache) is not DynamicCache or torch.compiler.is_compiling() or cache.offloading:
         return
     if cache.layer_class_to_replicate is DynamicLayer:
@@ -135,5 +138,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self._rooms = None
+        if self._rooms is not None:  # older versions write zeros: not over what was given out
+            self.keys, self.values, self._rooms = self.keys.clone(), self.values.clone(), None
         super().reset()

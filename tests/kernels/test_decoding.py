@@ -94,6 +94,17 @@ def test_generate(family: str, how: str, tmp_path: Path, counted: list[tuple[int
     torch.testing.assert_close(found[1], want[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("by_the_package", "kernels")
+def test_the_cache_of_generate_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever name models have for it."""
+    added: list[int] = []
+    real = decoding._Room.add
+    monkeypatch.setattr(decoding._Room, "add", lambda room, more: added.append(more.shape[-2]) or real(room, more))
+    model = AutoModelForCausalLM.from_pretrained(packed("llama", tmp_path))
+    generated(model)
+    assert len(added) == 14 * 2 * model.config.num_hidden_layers and added.count(1) == 13 * len(added) // 14
+
+
 @pytest.mark.usefixtures("by_the_package", "kernels", "exact")
 def test_guesses_that_are_taken_back(tmp_path: Path, counted: list[tuple[int, ...]]) -> None:
     """Prompt lookup crops the cache; several tokens at a time are PyTorch's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -77,12 +78,13 @@ def _continue(
     """Return ``first`` (B, 1) and one new token for each column of ``uniforms`` (B, T): (B, 1 + T) int64."""
     device = model.get_input_embeddings().weight.device
     ids, cache = first, None
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     for position in range(uniforms.shape[1]):
         # a model that returns no cache (a recurrent one) reads the whole text again at every step
         fed = ids if cache is None else ids[:, -1:]
-        past: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+        past: dict[str, Any] = {} if cache is None else {name: cache}
         output = model(input_ids=fed.to(device), use_cache=True, **past)
-        cache = getattr(output, "past_key_values", None)
+        cache = getattr(output, name, None)
         logits = output.logits[:, -1, :vocabulary].to(device="cpu", dtype=torch.float64) / temperature
         ids = torch.cat([ids, draw(logits, uniforms[:, position])], dim=1)
         step(position + 1)

@@ -257,7 +257,7 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple
     """Part a block's hidden states from its other arguments, and drop caches: a replay must not remember."""
     named = dict(kwargs)
     hidden, rest = (args[0], args[1:]) if args else (named.pop("hidden_states"), ())
-    for key in [key for key in named if "past_key_value" in key or key == "layer_past"]:
+    for key in [key for key in named if "past_key_value" in key or key in ("layer_past", "cache")]:
         named[key] = None
     return hidden, rest, named
 

@@ -14,14 +14,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from compressor.hf.caches import NAMES
 from compressor.kernels.attention import attention, can_attend
 from compressor.kernels.native import LEVELS
 
 MARK = "compressor_attention"
 """Attribute of modules whose attention the kernels compute: an instruction set."""
-
-CACHES = ("past_key_values", "cache")
-"""What models call it: from transformers 5.24 on by the second name."""
 
 MORE, LEAST = 4, 128
 """A cache that is full gets room for a fourth more tokens, and for so many at least."""
@@ -72,7 +70,7 @@ def _wrap() -> None:
 
 def _grow(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Before a model reads tokens: let the layers of its cache be ones that grow in place."""
-    cache: Any = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
+    cache: Any = next((kwargs[name] for name in NAMES if kwargs.get(name) is not None), None)
     if type(cache) is not DynamicCache or torch.compiler.is_compiling() or cache.offloading:
         return
     if cache.layer_class_to_replicate is DynamicLayer:

@@ -93,10 +93,12 @@ class LinearAttention(nn.Module):
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         padding_mask: Tensor | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """Return (B, T, D), and no attention weights. Arguments as for :meth:`heads_of`."""
-        heads = self.heads_of(hidden_states, position_embeddings, attention_mask, past_key_values, padding_mask)
+        held = past_key_values if cache is None else cache
+        heads = self.heads_of(hidden_states, position_embeddings, attention_mask, held, padding_mask)
         return self.o_proj(heads.flatten(2)), None
 
     def heads_of(
@@ -114,7 +116,7 @@ class LinearAttention(nn.Module):
             hidden_states: (B, T, D).
             position_embeddings: cosines and sines of the rotary embedding, (B or 1, T, <= d) each.
             attention_mask: of the softmax layers; not looked at.
-            past_key_values: the cache; None: the tokens are the whole text.
+            past_key_values: the cache (``cache`` from transformers 5.24 on); None: the tokens are the whole text.
             padding_mask: (B, >= T), 0 for padding; its last T columns are those of these tokens.
         """
         B, T, _ = hidden_states.shape

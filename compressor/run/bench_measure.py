@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.engine.limits import available_memory
+from compressor.hf.caches import read_on
 from compressor.hf.decoding import quicken
 from compressor.hf.embedding import TiedHead, is_packed_embedding
 from compressor.hf.linear import PackedLinear
@@ -48,8 +49,8 @@ class Contestant:
     def read(self, ids: Tensor) -> float:
         """Read tokens (batch, T) and choose the next ones; return the seconds that took."""
         since = time.perf_counter()
-        out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache, self.following = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        out, self.cache = read_on(self.model, self.cache, input_ids=ids, logits_to_keep=1)
+        self.following = out.logits[:, -1:].argmax(-1)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - since

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import UserError
+from compressor.hf.caches import read_on
 from compressor.hf.fast import accelerate
 from compressor.kernels.layers import exact_activations
 from compressor.kernels.matrix import FEW
@@ -79,8 +80,7 @@ def _token_by_token(model: Any, ids: Tensor) -> Tensor:
     """Logits (windows, T, vocabulary), as when a text is generated: kernels for few tokens are others than for many."""
     cache, logits = None, []
     for place in range(ids.shape[1]):
-        out = model(input_ids=ids[:, place : place + 1], past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out, cache = read_on(model, cache, input_ids=ids[:, place : place + 1])
         logits.append(out.logits)
     return torch.cat(logits, 1)
 

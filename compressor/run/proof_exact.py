@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.hf.caches import read_on
 from compressor.report.schema_linear import Agreement, Exactness
 from compressor.run.proof_models import device_of, greedy, logits_of, mixer_of, rounding, window_of
 
@@ -104,8 +105,7 @@ def cached_logits(model: Any, ids: Tensor, starts: list[int]) -> Tensor:
     cache, out = None, []
     ids = ids.to(device_of(model))
     for start, stop in zip(starts, [*starts[1:], ids.shape[1]], strict=True):
-        given = model(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True)
-        cache = given.past_key_values
+        given, cache = read_on(model, cache, input_ids=ids[:, start:stop])
         out.append(given.logits.float().cpu())
     return torch.cat(out, 1)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.hf.caches import read_on
 from compressor.hf.linear_cache import LinearState
 from compressor.report.schema_linear import Decode, DecodeRow
 from compressor.run.proof_models import device_of
@@ -55,8 +56,8 @@ class _Reader:
 
     def read(self, count: int) -> None:
         at = (self.seen + torch.arange(count, device=self.text.device)) % len(self.text)
-        out = self.model(input_ids=self.text[at][None], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache, self.seen = out.past_key_values, self.seen + count
+        _, self.cache = read_on(self.model, self.cache, input_ids=self.text[at][None], logits_to_keep=1)
+        self.seen += count
 
     def read_to(self, context: int, deadline: float) -> bool:
         """Whether the context was reached in time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from compressor.errors import UserError
+from compressor.hf.caches import read_on
 from compressor.run.progress import without_bars
 from compressor.run.whole import find_model
 
@@ -50,8 +51,8 @@ def continue_text(
     out, cache, step = ids.to(place), None, ids.to(place)
     for _ in range(min(tokens, room)):
         with without_bars():  # compressed-tensors unpacks its matrices at the first call
-            result = network(input_ids=step, past_key_values=cache, use_cache=True)
-        cache, logits = result.past_key_values, result.logits[0, -1].float().cpu()
+            result, cache = read_on(network, cache, input_ids=step)
+        logits = result.logits[0, -1].float().cpu()
         if temperature > 0:
             step = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[None].to(place)
         else:

@@ -96,8 +96,8 @@ KERNEL void span_values(const char* v, long step, long count, const float* p, lo
     some_columns<DTYPE, H, 1>(v + column * width(DTYPE), step, count, p, dv, out + column);
 }
 
-// Scores to e^(score - largest); returns {largest, sum}. `mask`: of these keys, or null.
-KERNEL std::pair<float, float> span_softmax(float* s, long count, float scale, const uint8_t* mask, long step) {
+// Scores to e^(score - largest), 0 for those that are not looked at; returns {largest, sum}. `mask`: of these keys, or null.
+KERNEL std::pair<float, float> span_softmax(float* s, long count, const uint8_t* mask, long step) {
   bool any = !mask;
   if (mask)
     for (long t = 0; t < count; ++t) {
@@ -106,14 +106,13 @@ KERNEL std::pair<float, float> span_softmax(float* s, long count, float scale, c
     }
   const long whole_count = (count + 15) / 16 * 16;
   for (long t = count; t < whole_count; ++t) s[t] = -INFINITY;
-  if (!any) return {-INFINITY, 0.0f};
-  F16 most = splat(-INFINITY);
-  for (long t = 0; t < whole_count; t += 16) {
-    const F16 v = load<F16>(s + t) * scale;
-    keep(s + t, v);
-    most = greater(most, v);
+  if (!any) {
+    for (long t = 0; t < count; ++t) s[t] = 0;
+    return {-INFINITY, 0.0f};
   }
-  float lanes[16], largest = -INFINITY, sum = 0;
+  F16 most = splat(-INFINITY);
+  for (long t = 0; t < whole_count; t += 16) most = greater(most, load<F16>(s + t));
+  float lanes[16], largest = -INFINITY;
   keep(lanes, most);
   for (const float lane : lanes) largest = lane > largest ? lane : largest;
   const F16 base = splat(largest);
@@ -124,7 +123,7 @@ KERNEL std::pair<float, float> span_softmax(float* s, long count, float scale, c
       if (!mask[t * step]) s[t] = 0;
   F16 sums = splat(0.0f);
   for (long t = 0; t < whole_count; t += 16) sums += load<F16>(s + t);
-  return {largest, sum = total(sums)};
+  return {largest, total(sums)};
 }
 
 // H heads from `head` on, which share their keys, in one span of keys; to each head's {largest, sum, weighted values (dv)}.
@@ -151,10 +150,9 @@ KERNEL void attend_span(const Attention& a, long row, long head, long first, lon
   span_scores<DTYPE, H>(k, a.k_key * width(DTYPE), count, q, a.d, s);
   for (int h = 0; h < H; ++h) {
     const uint8_t* const mine = mask ? mask + h * a.mask_head + first * a.mask_key : nullptr;
-    const auto [largest, sum] = span_softmax(s + h * kSpan, count, a.scale, mine, a.mask_key);
+    const auto [largest, sum] = span_softmax(s + h * kSpan, count, mine, a.mask_key);
     to[h * stride] = largest;
     to[h * stride + 1] = sum;
-    if (sum == 0) std::memset(s + h * kSpan, 0, sizeof(float) * count);
   }
   float out[kHeads * kMostWidth];
   span_values<DTYPE, H>(v, a.v_key * width(DTYPE), count, s, a.dv, out);
@@ -183,9 +181,12 @@ static void attend_in(const Attention& a) {
   float* const q = Scratch::mine().floats(rows * a.d + rows * spans * stride);
   float* const parts = q + rows * a.d;  // (batch, heads, spans, stride)
   for (long row = 0; row < a.batch; ++row)
-    for (long head = 0; head < a.heads; ++head)
-      widen_tokens(a.q + (row * a.q_row + head * a.q_head) * width(DTYPE), DTYPE, 0, 1, a.d, static_cast<int>(a.d), 1,
-                   q + (row * a.heads + head) * a.d);
+    for (long head = 0; head < a.heads; ++head) {
+      float* const to = q + (row * a.heads + head) * a.d;
+      const char* const from = a.q + (row * a.q_row + head * a.q_head) * width(DTYPE);
+      widen_tokens(from, DTYPE, 0, 1, a.d, static_cast<int>(a.d), 1, to);
+      for (long i = 0; i < a.d; ++i) to[i] *= a.scale;
+    }
   const long items = a.batch * a.kv_heads * spans;
   const long bytes = a.batch * a.kv_heads * a.keys * (a.d + a.dv) * width(DTYPE);
   const int threads = bytes < (1 << 16) ? 1 : a.threads;  // what is done before others are awake

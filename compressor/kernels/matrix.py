@@ -156,7 +156,7 @@ class Matrix:
         *shape, n = x.shape
         if n != self.n:
             raise ValueError(f"a matrix of {self.m} x {self.n} cannot multiply inputs of {tuple(x.shape)}")
-        tokens, way = x.numel() // n, Way(exact)
+        tokens, way = x.numel() // n, Way.EXACT if exact else Way.ROUNDED
         if tokens > 1 and tokens > packed_tokens(self.kind, level, x.dtype, exact):
             if tokens > panel_tokens(self.kind, level, x.dtype):
                 weight = self.dense(x.dtype, level)

@@ -117,6 +117,12 @@ class Module:
                 assert content == blocks[place][1], "an input was written to"
         return result
 
+    def attention(self, *a: Any) -> None:
+        """q, k, v, the mask, and the output of (batch, heads, dv)."""
+        size = width(a[9])
+        sizes = {0: size * a[1], 2: size * a[3], 4: size * a[5], 6: a[7], 8: size * a[10] * a[11] * a[15]}
+        self._call("attention", a, sizes, written=(8,))
+
     def linear(self, *a: Any) -> None:
         (_, m, n), (dtype, tokens) = a[:3], a[10:12]
         sizes = {9: tokens * n * width(dtype), 12: tokens * m * width(dtype), 13: 4 * m}

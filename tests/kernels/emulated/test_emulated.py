@@ -9,6 +9,7 @@ from pathlib import Path
 
 import arm
 import pytest
+import test_native_attention as attention
 import test_native_calls as calls
 import test_native_products as products
 import torch
@@ -63,6 +64,17 @@ def test_at_a_level(test: Callable[..., None], level: str, kernels: Native) -> N
 @pytest.mark.parametrize("dtype", products.DTYPES)
 def test_what_is_not_finite_stays_in_its_token(dtype: torch.dtype, kernels: Native) -> None:
     products.test_what_is_not_finite_stays_in_its_token("neon", dtype, kernels)
+
+
+@pytest.mark.parametrize("dtype", products.DTYPES)
+def test_attention(dtype: torch.dtype, kernels: Native) -> None:
+    for shape in attention.SHAPES:
+        attention.test_against_fp64(shape, dtype, kernels)
+    attention.test_infinities_and_nan(dtype, kernels)
+
+
+def test_weights_of_attention(kernels: Native) -> None:
+    attention.test_scores_of_any_size(kernels)
 
 
 @pytest.mark.parametrize("test", OF_ALL_OR_THE_BEST, ids=name_of)

@@ -14,8 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from compressor.formats.group_int import GroupInt
 from compressor.formats.parts import Spec
-from compressor.formats.registry import format_of
-from compressor.formats.representation import unpack
+from compressor.formats.representation import Representation, unpack
 from compressor.formats.trit_planes import TritPlanes
 
 GROUPS = (32, 64, 128, 256)
@@ -161,7 +160,7 @@ def _in_8_bits(weight: Tensor) -> list[Any]:
     return packed
 
 
-def _term(codes: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
+def _packed(codes: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
     """Pack codes (m, n) int8 from -8 to 7 with scales and zero points (m, G): value = (code - zero) scale."""
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu((codes + 8).to(torch.int32), INNER)
     middle = torch.zeros_like(scale) if zero is None else -zero.float() * scale
@@ -177,23 +176,24 @@ def make_stock(parts: Mapping[str, Tensor], spec: Spec, dtype: torch.dtype) -> I
     """
     if spec["format"] not in ("trit-planes", "group-int"):
         return None  # large weights among small ones: a scale of 8 bits for both would lose the small ones
-    terms, by_int8 = _terms(parts, spec), has_int8()
-    if not terms and not by_int8:
-        return None
-    weight = format_of(spec).unpack(parts, spec).to(dtype)
-    if by_int8 and len(terms) != 1:
+    found = unpack(spec, parts)
+    terms = _terms(found, spec)
+    if len(terms) != 1 and has_int8():
+        weight = found.dense(dtype)
         return Int8Chunks(_in_8_bits(weight), weight)
-    return Int4Pack([packed for packed, _ in terms], [scale for _, scale in terms], spec["group"], weight)
+    if not terms:
+        return None
+    packed, scales = zip(*(_packed(*term) for term in terms), strict=True)
+    return Int4Pack(list(packed), list(scales), spec["group"], found.dense(dtype))
 
 
-def _terms(parts: Mapping[str, Tensor], spec: Spec) -> list[tuple[Tensor, Tensor]]:
-    """What 4-bit products are to be summed up; empty where they cannot hold the matrix."""
+def _terms(found: Representation, spec: Spec) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Codes, scales and zero points of the 4-bit products to be summed up; none where they cannot hold the matrix."""
     (m, n), group = spec["shape"], spec.get("group")
     if group not in GROUPS or n % group or m % MULTIPLE:
         return []
-    found = unpack(spec, parts)
     if isinstance(found, TritPlanes) and len(found.trits) <= 2:
-        return [_term(trits, scale.float(), None) for trits, scale in zip(found.trits, found.scale, strict=True)]
+        return [(trits, scale.float(), None) for trits, scale in zip(found.trits, found.scale, strict=True)]
     if isinstance(found, GroupInt) and found.bits <= 4:
-        return [_term(found.codes, found.scale, found.zero)]
+        return [(found.codes, found.scale, found.zero)]
     return []

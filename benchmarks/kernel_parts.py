@@ -166,7 +166,7 @@ def direct(s: Setup, packed: Packed, level: str) -> Contender:
 
     def work() -> None:  # holds the tensors whose addresses it passes
         ends = (x.data_ptr(), DTYPES[x.dtype], s.tokens, out.data_ptr(), 0, 0, s.threads, LEVELS.index(level))
-        linear(*next(copies).arguments(), *ends)
+        linear(*next(copies).arguments, *ends)
 
     return s.contender(DIRECT, work, product.nbytes, level=level, exact=False)
 

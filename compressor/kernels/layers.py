@@ -13,7 +13,7 @@ from torch import Tensor
 from compressor.errors import UserError
 from compressor.formats.parts import Spec
 from compressor.formats.registry import format_of
-from compressor.kernels.matrix import DTYPES, Kind, Matrix, room
+from compressor.kernels.matrix import DTYPES, Kind, Matrix, multiplies_bf16, room
 from compressor.kernels.native import LEVELS
 from compressor.kernels.products import Product, Unsupported, make_product
 from compressor.kernels.rebuild import large_part, rebuilt
@@ -150,9 +150,10 @@ def make_fast(parts: Mapping[str, Tensor], spec: Spec, rung: str, dtype: torch.d
     if rung in LEVELS:
         try:
             product = make_product(parts, spec, rung)
-            if not exact or not isinstance(product, Matrix) or product.kind not in (Kind.PARTIAL, Kind.SPARSE8):
+            single = isinstance(product, Matrix) and product.kind in (Kind.PARTIAL, Kind.SPARSE8)
+            if not exact or not single or multiplies_bf16(rung):
                 return Fast(rung, "", product, exact)
-            reason = "single integers with exact activations"
+            reason = "single integers with exact activations, without products of bf16"
         except Unsupported as why:
             reason = str(why)
     if not exact and (stock := make_stock(parts, spec, dtype)) is not None:

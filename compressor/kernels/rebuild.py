@@ -26,7 +26,7 @@ def entries_of(matrix: Matrix) -> Tensor:
     assert found is not None
     planes = {Kind.TRIT2: 2, Kind.TRIT3: 3, Kind.INT3: 2}.get(matrix.kind, 1)
     out = torch.empty(planes, matrix.m, matrix.n, dtype=torch.uint8)
-    found.module.read_records(*matrix.arguments(), out.data_ptr(), torch.get_num_threads())
+    found.module.read_records(*matrix.arguments, out.data_ptr(), torch.get_num_threads())
     return out
 
 

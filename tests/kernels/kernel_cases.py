@@ -93,11 +93,15 @@ def signs(means: bool) -> Callable[..., Case]:
     return make
 
 
-def partial(share: float, means: bool) -> Callable[..., Case]:
+def partial(share: float, means: bool, uneven: bool = False) -> Callable[..., Case]:
+    """With ``uneven``, from none of a row to all of another is marked."""
+
     def make(m: int, n: int, group: int, level: str) -> Case:
         group = group if group % 128 == 0 else n
         g = numbers(int(100 * share), m, n)
         plus, salient = torch.rand(m, n, generator=g) < 0.5, torch.rand(m, n, generator=g) < share
+        if uneven:
+            salient = torch.rand(m, n, generator=g) < torch.rand(m, 1, generator=g) * 1.4 - 0.2
         scale = torch.rand(m, groups_of(n, group), generator=g).mul(0.05).half()
         mean = torch.randn(scale.shape, generator=g).mul(0.02).half() if means else None
         codes = torch.randint(0, 256, (m, n), generator=g).to(torch.uint8)
@@ -145,6 +149,7 @@ CASES: dict[str, Callable[..., Case]] = {
     "partial-means": partial(0.1, True),
     "partial-all": partial(1.1, True),
     "partial-none": partial(-1.0, False),
+    "partial-uneven": partial(0.5, True, uneven=True),
     "sparse8": sparse_codes,
     "sparse-bf16": sparse(torch.bfloat16),
     "sparse-fp16": sparse(torch.float16),

@@ -15,8 +15,10 @@ import torch
 
 from compressor.cli.app import main
 from compressor.errors import UserError
+from compressor.formats.partial_binary import PartialBinary
 from compressor.formats.representation import pack
 from compressor.formats.trit_planes import TritPlanes
+from compressor.kernels import layers
 from compressor.kernels import native as search
 from compressor.kernels.build import compile_kernels
 from compressor.kernels.layers import make_fast
@@ -220,3 +222,25 @@ def test_every_rung_multiplies(way: str, kernels: Native, monkeypatch: pytest.Mo
     if way == "torch":  # slower than the plain matrix for more tokens, which it has beside it
         many = torch.randn(9, 256, generator=g)
         assert torch.equal(fast(many, None), many @ code.dense(torch.float32).T)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_single_integers_with_exact_activations(bf16: bool, kernels: Native, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are faster than the plain matrix where the processor multiplies bf16, and slower elsewhere."""
+    monkeypatch.setattr(layers, "multiplies_bf16", lambda level: bf16)
+    monkeypatch.setenv(layers.ACTIVATIONS, "exact")
+    g = torch.Generator().manual_seed(1)
+    salient = torch.rand(32, 256, generator=g) < 0.1
+    signs = (torch.rand(32, 256, generator=g) < 0.5) & ~salient
+    codes = torch.randint(0, 256, (32, 256), generator=g, dtype=torch.uint8).masked_fill_(~salient, 0)
+    scale, step = torch.rand(32, 2, generator=g).half(), torch.full((32, 1), 0.01).half()
+    code = PartialBinary(
+        signs, scale, scale / 8, salient, codes, step, torch.full((32,), 128, dtype=torch.uint8), 8, 128
+    )
+    spec, parts = pack(code, torch.float32)
+    best, x = kernels.levels[-1], torch.randn(1, 256, generator=g)
+    fast = make_fast(parts, spec, best, torch.float32)
+    assert fast is not None and fast.rung == (best if bf16 else "dense")
+    assert fast.reason == ("" if bf16 else "single integers with exact activations, without products of bf16")
+    want = x.double() @ code.dense(torch.float64).T
+    assert float((fast(x, None).double() - want).norm() / want.norm()) < 1e-6

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -253,6 +255,17 @@ def test_another_width_is_refused_and_any_number_of_dimensions_kept(kernels: Nat
         x = activations(14, 300, torch.float32)
         deep = matrix.eager_product(x.view(2, 7, 300), None, level, False)
         assert torch.equal(deep, matrix.product(x, None, level, False).view(2, 7, 50)), name
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda matrix: pickle.loads(pickle.dumps(matrix))])
+def test_a_copy_has_memory_of_its_own(again: Callable[[Matrix], Matrix], kernels: Native) -> None:
+    """Also of a matrix that has been multiplied with, and knows its addresses."""
+    matrix, x = CASES["trit2"](32, 256, 128, "portable").matrix, torch.randn(1, 256)
+    want = matrix.product(x, None, "portable", False)
+    other = again(matrix)
+    matrix.data.zero_()
+    assert torch.equal(other.product(x, None, "portable", False), want)
+    assert not torch.equal(matrix.product(x, None, "portable", False), want)
 
 
 def test_no_tokens_and_a_token_of_zeros(kernels: Native) -> None:

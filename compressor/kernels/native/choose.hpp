@@ -10,8 +10,8 @@ static void run_packed(const Call& c) {
     case INT4: return run_kind<INT4>(c);
     case INT8: return run_kind<INT8>(c);
     case SIGN: return run_kind<SIGN>(c);
-    case PARTIAL: return run_partial<true>(c);
-    case SPARSE8: return run_partial<false>(c);
+    case PARTIAL: return run_codes<PARTIAL>(c);
+    case SPARSE8: return run_codes<SPARSE8>(c);
     case SPARSE_BF16: return run_16<SPARSE_BF16>(c);
     case SPARSE_FP16: return run_16<SPARSE_FP16>(c);
     case DENSE_BF16: return run_16<DENSE_BF16>(c);
@@ -31,8 +31,8 @@ static void by_unpacking(int kind, Work&& work) {
     case INT4: return work(UnpackLevels<INT4>());
     case INT8: return work(UnpackLevels<INT8>());
     case SIGN: return work(UnpackLevels<SIGN>());
-    case PARTIAL: return work(UnpackPartial<true>());
-    case SPARSE8: return work(UnpackPartial<false>());
+    case PARTIAL: return work(UnpackPartial());
+    case SPARSE8: return work(UnpackSparse8());
     case SPARSE_BF16: return work(UnpackSparse<SPARSE_BF16>());
     case SPARSE_FP16: return work(UnpackSparse<SPARSE_FP16>());
     case DENSE_BF16: return work(UnpackPlain<DENSE_BF16>());

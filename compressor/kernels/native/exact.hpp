@@ -138,27 +138,77 @@ KBI const uint8_t* marked_exact(const uint8_t* masks, const uint8_t* codes, cons
   return codes;
 }
 
-// 16 rows of a partial or sparse 8-bit matrix times T terms, both as pairs and as rows of inputs, x. y[t][row].
-template <bool SIGNS, int T>
+// 16 rows of a sparse 8-bit matrix times T terms, rows of inputs. y[t][row].
+template <int T>
+KBF void sparse8_exact_tile(const Matrix& w, long tile, const uint16_t* x, float* y) {
+  const uint8_t* at = w.data + w.starts()[tile];
+  const F16 step = load<F16>(at), zero = load<F16>(at + 64);
+  at += 128;
+  F16 out[T] = {};
+  for (long g = 0; g < w.groups(); ++g, x += 128) {
+    F16 product[T], plain[T];
+    at = marked_exact<T>(at, at + 256, x, 128 * w.groups(), product, plain);
+    for (int t = 0; t < T; ++t) out[t] += step * (product[t] - zero * plain[t]);
+  }
+  std::memcpy(y, out, sizeof out);
+}
+
+// As sum_marked, of T terms of inputs one after the other.
+template <int T>
+KBI void sum_marked_exact(const Fours& fours, const uint16_t* x, long stride, F16* product, F16* plain) {
+  static constexpr Table lower(0, 5, 1, 0), upper(0, 3, 32, 0);
+  const __m512i one = _mm512_set1_epi16(bf16_of(1)), byte = _mm512_set1_epi16(255);
+  __m512 p[T] = {}, s[T] = {};
+  const uint8_t *places = fours.places, *codes = fours.codes;
+  for (int i = 0; i < fours.rounds; ++i) {
+    const unsigned rows = fours.rows_of(i), bytes = 4 * __builtin_popcount(rows);
+    const __m512i all_places = _mm512_maskz_expand_epi32((__mmask16)rows, loaded(places));
+    const __m512i all_codes = _mm512_maskz_expand_epi32((__mmask16)rows, loaded(codes));
+    places += bytes;
+    codes += bytes;
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; ++odd) {  // two of the four of a lane
+      const __m512i place = odd ? _mm512_srli_epi16(all_places, 8) : _mm512_and_si512(all_places, byte);
+      const __m512i code = odd ? _mm512_srli_epi16(all_codes, 8) : _mm512_and_si512(all_codes, byte);
+      const __mmask32 real = _mm512_test_epi16_mask(place, _mm512_set1_epi16(128)), upper_half = _mm512_test_epi16_mask(place, _mm512_set1_epi16(64));
+      const __m512bh low = (__m512bh)_mm512_permutexvar_epi16(code, _mm512_load_si512(lower.value));
+      const __m512bh high = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(code, 5), _mm512_load_si512(upper.value));
+      const __m512bh ones = (__m512bh)_mm512_maskz_mov_epi16(real, one);
+#pragma GCC unroll 3
+      for (int t = 0; t < T; ++t) {
+        const uint16_t* const from = x + t * stride;
+        const __m512i first = _mm512_maskz_permutex2var_epi16(real, _mm512_loadu_si512(from), place, _mm512_loadu_si512(from + 32));
+        const __m512i second = _mm512_permutex2var_epi16(_mm512_loadu_si512(from + 64), place, _mm512_loadu_si512(from + 96));
+        const __m512bh in = (__m512bh)_mm512_mask_mov_epi16(first, upper_half, second);
+        p[t] = _mm512_dpbf16_ps(_mm512_dpbf16_ps(p[t], low, in), high, in);
+        s[t] = _mm512_dpbf16_ps(s[t], ones, in);
+      }
+    }
+  }
+  for (int t = 0; t < T; ++t) {
+    product[t] = (F16)p[t];
+    plain[t] = (F16)s[t];
+  }
+}
+
+// The same of a partial binary matrix; terms also as pairs.
+template <int T>
 KBF void partial_exact_tile(const Matrix& w, long tile, const uint32_t* pairs, const uint16_t* x, const float* xsum, float* y) {
   const uint8_t* at = w.data + w.starts()[tile];
   const F16 step = load<F16>(at), zero = load<F16>(at + 64);
   at += 128;
   F16 out[T] = {};
   for (long g = 0; g < w.groups(); ++g, x += 128) {
-    const uint8_t* const tail = at;
     __m512 signs[T][T == 1 ? 4 : 2] = {};
-    if (SIGNS) {
-      at += 64;
-      for (int k = 0; k < 128; k += 32, at += 64, pairs += 16 * T) times_block<Plane<SIGN, 0>>(at, pairs, signs);
-    }
+    for (int k = 0; k < 4; ++k, pairs += 16 * T) times_block<Plane<SIGN, 0>>(at + 64 + 64 * k, pairs, signs);
+    const Fours fours(at + 320);
     F16 product[T], plain[T];
-    at = marked_exact<T>(at, at + 256, x, 128 * w.groups(), product, plain);
-    for (int t = 0; t < T; ++t) {
-      out[t] += step * (product[t] - zero * plain[t]);
-      if (SIGNS)  // where an entry is marked the plane says -1
-        out[t] += halves(tail) * (sum_of_parts(signs[t]) + plain[t]) + halves(tail + 32) * (splat(xsum[t * w.groups() + g]) - plain[t]);
+    sum_marked_exact<T>(fours, x, 128 * w.groups(), product, plain);
+    for (int t = 0; t < T; ++t) {  // where an entry is marked the plane says -1
+      out[t] += step * (product[t] - zero * plain[t]) + halves(at) * (sum_of_parts(signs[t]) + plain[t]);
+      out[t] += halves(at + 32) * (splat(xsum[t * w.groups() + g]) - plain[t]);
     }
+    at = fours.end;
   }
   std::memcpy(y, out, sizeof out);
 }
@@ -251,15 +301,21 @@ static void run_exact(const Call& c) {
   });
 }
 
-template <bool SIGNS>
-static void run_partial_exact(const Call& c) {
+template <int KIND, int T>
+static void codes_exact_tile(const Matrix& w, long tile, const Terms& x, long first, float* y) {
+  const long groups = w.groups(), padded = 128 * groups;
+  const uint16_t* const rows = x.plain + first * padded;
+  if (KIND == SPARSE8) return sparse8_exact_tile<T>(w, tile, rows, y);
+  partial_exact_tile<T>(w, tile, x.pairs + first * padded / 2, rows, x.sums + first * groups, y);
+}
+
+template <int KIND>
+static void run_codes_exact(const Call& c) {
   const Terms x = terms_of(c, true);
-  const long groups = c.w.groups(), padded = 128 * groups;
-  const auto run = x.count == 1 ? partial_exact_tile<SIGNS, 1> : x.count == 2 ? partial_exact_tile<SIGNS, 2> : partial_exact_tile<SIGNS, 3>;
+  const auto run = x.count == 1 ? codes_exact_tile<KIND, 1> : x.count == 2 ? codes_exact_tile<KIND, 2> : codes_exact_tile<KIND, 3>;
   each_tile(c, [&](long tile, long t, float* y) {
-    const long from = t * x.count;
     float parts[3 * 16];
-    run(c.w, tile, x.pairs + from * padded / 2, x.plain + from * padded, x.sums + from * groups, parts);
+    run(c.w, tile, x, t * x.count, parts);
     add_terms(parts, 1, x.count);
     std::memcpy(y, parts, 16 * sizeof(float));
   });

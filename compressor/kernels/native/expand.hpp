@@ -21,6 +21,20 @@ struct Expansion {
 };
 inline constexpr Expansion kExpansion{};
 
+// The same to the upper halves of 32 bits, which makes fp32 of bf16.
+struct Widening {
+  alignas(64) uint8_t from[256][32];
+  constexpr Widening() : from() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int at = 0, next = 0; at < 8; ++at) {
+        const bool marked = mask >> at & 1;
+        for (int i = 0; i < 4; ++i) from[mask][4 * at + i] = static_cast<uint8_t>(marked && i > 1 ? 2 * next + i - 2 : 0x80);
+        next += marked;
+      }
+  }
+};
+inline constexpr Widening kWidening{};
+
 // Bits before each of 32, of the lower half of a mask and of the upper one.
 struct Before {
   alignas(64) uint16_t low[32], high[32];

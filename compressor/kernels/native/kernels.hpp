@@ -2,6 +2,7 @@
 #include "levels.hpp"
 #include "quantize.hpp"
 #include "rows.hpp"
+#include "partial.hpp"
 #include "write.hpp"
 #include "panels.hpp"
 #include "attend.hpp"

@@ -12,13 +12,18 @@
 // record: the whole number that stands for the largest scale where all planes are made into one level of 8 bits. Everything is times one fp32 factor of the matrix.
 //
 // Formats with a mask are streams of variable length, 16 rows a tile, and a table says where each tile starts:
-//   partial  fp32 step[16], zero[16]; then for every 128 inputs a record of signs as above (tail, then plane), a mask of
-//            16 x 16 bytes, and the codes of the marked entries, a byte each, row after row.
-//            value = step (code - zero) where marked, else s (2 u - 1) + c. Without signs (SPARSE8) else 0.
+//   partial  fp32 step[16], zero[16]; then for every 128 inputs a record of signs as above (tail, then plane), and the
+//            marked entries by fours, in rounds: a row that has more than 4 i of them gives its next ones in round i. First
+//            u16 rounds (an even number), fours in all, and for every round the rows that give, a bit each; then four places for every
+//            row that gives, round after round, a byte each, 128 + input or 0 where a row has no more; then as many codes.
+//            value = step (code - zero) where marked, else s (2 u - 1) + c.
+//   sparse8  the same head; then for every 128 inputs a mask of 16 x 16 bytes, and the codes of the marked entries, a byte
+//            each, row after row. value = step (code - zero) where marked, else 0.
 //   sparse16 row after row, for every 128 inputs a mask of 16 bytes and the marked entries as bf16 or fp16; else 0.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace layout {
 
@@ -61,9 +66,29 @@ struct Matrix {
   // Of a stream, what one of its tiles takes when nothing is marked, and what all of them do.
   long least(long tile) const {
     const long rows = m - kRows * tile < kRows ? m - kRows * tile : kRows;
-    return kind == PARTIAL ? 128 + groups() * 576 : kind == SPARSE8 ? 128 + groups() * 256 : rows * groups() * 16;
+    return kind == PARTIAL ? 128 + groups() * 324 : kind == SPARSE8 ? 128 + groups() * 256 : rows * groups() * 16;
   }
   long least() const { return (tiles() - 1) * least(0) + least(tiles() - 1); }
+};
+
+// The marked entries of a record of `partial`.
+struct Fours {
+  int rounds;
+  const uint8_t *rows, *places, *codes, *end;
+  explicit Fours(const uint8_t* at) {
+    uint16_t head[2];
+    std::memcpy(head, at, sizeof head);
+    rounds = head[0];
+    rows = at + sizeof head;
+    places = rows + 2 * rounds;
+    codes = places + 4 * head[1];
+    end = codes + 4 * head[1];
+  }
+  unsigned rows_of(int round) const {
+    uint16_t bits;
+    std::memcpy(&bits, rows + 2 * round, sizeof bits);
+    return bits;
+  }
 };
 
 // Offset in a record of the block that holds an input, and the field in its bytes.

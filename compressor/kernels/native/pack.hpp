@@ -47,6 +47,51 @@ struct Pieces {
   const uint8_t* heads;   // [tiles][128]
 };
 
+// A record of signs and marked entries; returns its bytes. Without `out` nothing is written.
+inline long pack_partial_record(const Matrix& w, const Pieces& from, long tile, long g, uint8_t* out) {
+  const long rows = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16, inputs = w.n - 128 * g < 128 ? w.n - 128 * g : 128;
+  uint8_t marked[16][128];  // inputs of a row
+  int counts[16] = {}, rounds = 0, fours = 0;
+  for (long r = 0; r < rows; ++r) {
+    const uint8_t* const row = from.marked + (16 * tile + r) * w.n + 128 * g;
+    for (long k = 0; k < inputs; ++k)
+      if (row[k]) marked[r][counts[r]++] = static_cast<uint8_t>(k);
+    const int own = (counts[r] + 3) / 4;
+    rounds = own > rounds ? own : rounds;
+    fours += own;
+  }
+  rounds += rounds % 2;
+  const long bytes = 64 + 256 + 4 + 2 * rounds + 8 * fours;
+  if (!out) return bytes;
+  std::memset(out, 0, bytes);
+  std::memcpy(out, from.tails + 64 * (tile * w.groups() + g), 64);
+  for (long r = 0; r < rows; ++r)
+    for (long k = 0; k < inputs; ++k) {
+      const long number = (16 * tile + r) * w.n + 128 * g + k;
+      if (from.signs[number] && !from.marked[number])
+        out[64 + k / 32 * 64 + 4 * r + k % 4] |= static_cast<uint8_t>(1 << (k % 32 / 4));
+    }
+  const uint16_t head[2] = {static_cast<uint16_t>(rounds), static_cast<uint16_t>(fours)};
+  std::memcpy(out + 320, head, sizeof head);
+  uint8_t *place = out + 324 + 2 * rounds, *code = place + 4 * fours;
+  for (int round = 0; round < rounds; ++round) {
+    uint16_t giving = 0;
+    for (long r = 0; r < rows; ++r) {
+      const int first = 4 * round, last = counts[r] < first + 4 ? counts[r] : first + 4;
+      if (last <= first) continue;
+      giving = static_cast<uint16_t>(giving | 1 << r);
+      for (int i = first; i < last; ++i) {
+        place[i - first] = static_cast<uint8_t>(128 + marked[r][i]);
+        code[i - first] = from.values[(16 * tile + r) * w.n + 128 * g + marked[r][i]];
+      }
+      place += 4;
+      code += 4;
+    }
+    std::memcpy(out + 324 + 2 * round, &giving, sizeof giving);
+  }
+  return bytes;
+}
+
 // One tile; returns its bytes. Without `out` nothing is written.
 inline long pack_stream_tile(const Matrix& w, const Pieces& from, long tile, uint8_t* out) {
   const bool eight = w.kind == PARTIAL || w.kind == SPARSE8;
@@ -77,17 +122,8 @@ inline long pack_stream_tile(const Matrix& w, const Pieces& from, long tile, uin
   at = 128;
   for (long g = 0; g < w.groups(); ++g) {
     if (w.kind == PARTIAL) {
-      if (out) {
-        std::memcpy(out + at, from.tails + 64 * (tile * w.groups() + g), 64);
-        std::memset(out + at + 64, 0, 256);
-        for (long r = 0; r < rows; ++r)
-          for (int k = 0; k < 128 && g * 128 + k < w.n; ++k) {
-            const long number = (16 * tile + r) * w.n + g * 128 + k;
-            if (from.signs[number] && !from.marked[number])
-              out[at + 64 + k / 32 * 64 + 4 * r + k % 4] |= static_cast<uint8_t>(1 << (k % 32 / 4));
-          }
-      }
-      at += 320;
+      at += pack_partial_record(w, from, tile, g, out ? out + at : nullptr);
+      continue;
     }
     uint8_t* const masks = out + at;
     if (out) std::memset(masks, 0, 256);

@@ -62,6 +62,32 @@ struct Panel<UnpackSparse<SPARSE_BF16>> {
   }
 };
 
+template <>
+struct Panel<UnpackSparse8> {
+  KBF void fill(const Matrix& w, long tile, uint16_t* panel, long stride) {
+    const uint8_t* at = w.data + w.starts()[tile];
+    const uint8_t* const head = at;
+    at += 128;
+    for (long g = 0; g < w.groups(); ++g) {
+      const uint8_t *const masks = at, *codes = at + 256;
+      for (int r = 0; r < 16; ++r) {
+        const __m512 step = _mm512_set1_ps(load<float>(head + 4 * r)), zero = _mm512_set1_ps(load<float>(head + 64 + 4 * r));
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t mask = load<uint32_t>(masks + 16 * r + 4 * i);
+          const __m256i found = _mm256_maskz_expand_epi8(mask, _mm512_castsi512_si256(loaded(codes)));
+          const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_castsi256_si128(found)));
+          const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_extracti128_si256(found, 1)));
+          const __m512bh both = _mm512_cvtne2ps_pbh((high - zero) * step, (low - zero) * step);
+          _mm512_storeu_si512(panel + r * stride + 128 * g + 32 * i, _mm512_maskz_mov_epi16(mask, (__m512i)both));
+          codes += __builtin_popcount(mask);
+        }
+      }
+      at = codes;
+    }
+  }
+};
+
 // Where 32 inputs of a row find their sign in a block: in which of the row's two words, and in which bit of it.
 struct Signs {
   alignas(64) uint16_t word[32] = {}, bit[32] = {};
@@ -73,51 +99,58 @@ struct Signs {
   }
 };
 
-template <bool SIGNS>
-struct Panel<UnpackPartial<SIGNS>> {
-  // Marked entries are made where they stand side by side, and then moved to their places.
+template <>
+struct Panel<UnpackPartial> {
+  // First the signs of a row, then what is marked in their places.
   KBF void fill(const Matrix& w, long tile, uint16_t* panel, long stride) {
     static constexpr Signs kSigns{};
     const uint8_t* at = w.data + w.starts()[tile];
-    float step[16], zero[16];
-    std::memcpy(step, at, sizeof step);
-    std::memcpy(zero, at + 64, sizeof zero);
+    float steps[4 * 16], zeros[4 * 16];  // of rows, four times each
+    for (int i = 0; i < 4 * 16; ++i) {
+      steps[i] = load<float>(at + 4 * (i / 4));
+      zeros[i] = load<float>(at + 64 + 4 * (i / 4));
+    }
     at += 128;
     for (long g = 0; g < w.groups(); ++g, panel += 128) {
-      __m512i blocks[4] = {};
-      uint16_t plus[16] = {}, minus[16] = {}, values[16 * 128 + 64];
-      if (SIGNS) {
-        const F16 scale = halves(at), mean = halves(at + 32);
-        _mm256_storeu_si256((__m256i*)plus, (__m256i)_mm512_cvtneps_pbh((__m512)(mean + scale)));
-        _mm256_storeu_si256((__m256i*)minus, (__m256i)_mm512_cvtneps_pbh((__m512)(mean - scale)));
-        for (int i = 0; i < 4; ++i) blocks[i] = _mm512_loadu_si512(at + 64 + 64 * i);
-        at += 64 + 256;
-      }
-      const uint8_t *const masks = at, *codes = at + 256;
-      uint16_t* value = values;
-      for (int r = 0; r < 16; ++r) {
-        const int count = __builtin_popcountll(load<uint64_t>(masks + 16 * r)) + __builtin_popcountll(load<uint64_t>(masks + 16 * r + 8));
-        for (int i = 0; i < count; i += 16) {
-          const F16 sixteen = (floats(ints(codes + i)) - zero[r]) * step[r];
-          _mm256_storeu_si256((__m256i*)(value + i), (__m256i)_mm512_cvtneps_pbh((__m512)sixteen));
-        }
-        codes += count;
-        value += count;
-      }
-      at = codes;
-      value = values;
+      uint16_t plus[16], minus[16];
+      const F16 scale = halves(at), mean = halves(at + 32);
+      _mm256_storeu_si256((__m256i*)plus, (__m256i)_mm512_cvtneps_pbh((__m512)(mean + scale)));
+      _mm256_storeu_si256((__m256i*)minus, (__m256i)_mm512_cvtneps_pbh((__m512)(mean - scale)));
       for (int r = 0; r < 16; ++r) {
         const __m512i words = _mm512_add_epi16(_mm512_load_si512(kSigns.word), _mm512_set1_epi16(static_cast<short>(2 * r)));
         const __m512i high = _mm512_set1_epi16(static_cast<short>(plus[r])), low = _mm512_set1_epi16(static_cast<short>(minus[r]));
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
-          const uint32_t mask = load<uint32_t>(masks + 16 * r + 4 * i);
-          const __mmask32 positive = _mm512_test_epi16_mask(_mm512_permutexvar_epi16(words, blocks[i]), _mm512_load_si512(kSigns.bit));
-          const __m512i rest = _mm512_mask_blend_epi16(positive, low, high);
-          _mm512_storeu_si512(panel + r * stride + 32 * i, _mm512_mask_expand_epi16(rest, mask, loaded(value)));
-          value += __builtin_popcount(mask);
+          const __m512i block = _mm512_permutexvar_epi16(words, _mm512_loadu_si512(at + 64 + 64 * i));
+          const __mmask32 positive = _mm512_test_epi16_mask(block, _mm512_load_si512(kSigns.bit));
+          _mm512_storeu_si512(panel + r * stride + 32 * i, _mm512_mask_blend_epi16(positive, low, high));
         }
       }
+      const Fours fours(at + 320);
+      const uint8_t *place = fours.places, *code = fours.codes;
+      for (int i = 0; i < fours.rounds; ++i) {
+        unsigned rows = fours.rows_of(i);
+        alignas(64) uint8_t levels[64];
+        uint16_t values[64];
+        _mm512_store_si512(levels, _mm512_maskz_expand_epi32((__mmask16)rows, loaded(code)));
+        code += 4 * __builtin_popcount(rows);
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+          const F16 value = (floats(ints(levels + 16 * q)) - load<F16>(zeros + 16 * q)) * load<F16>(steps + 16 * q);
+          _mm256_storeu_si256((__m256i*)(values + 16 * q), (__m256i)_mm512_cvtneps_pbh((__m512)value));
+        }
+        for (; rows; rows &= rows - 1, place += 4) {
+          const int r = __builtin_ctz(rows);
+          uint16_t* const row = panel + r * stride;
+          const uint32_t to = load<uint32_t>(place) ^ 0x80808080u;  // what is nowhere goes to where the next record begins
+          const uint64_t four = load<uint64_t>(values + 4 * r);
+          row[to & 255] = static_cast<uint16_t>(four);
+          row[to >> 8 & 255] = static_cast<uint16_t>(four >> 16);
+          row[to >> 16 & 255] = static_cast<uint16_t>(four >> 32);
+          row[to >> 24] = static_cast<uint16_t>(four >> 48);
+        }
+      }
+      at = fours.end;
     }
   }
 };

@@ -119,35 +119,22 @@ KFN const uint8_t* marked(const uint8_t* masks, const uint8_t* codes, const int8
 }
 #endif
 
-// 16 rows of a partial or sparse 8-bit matrix times one token.
-template <bool SIGNS>
-KERNEL void partial_tile(const Matrix& w, long tile, const int8_t* x, const float* xscale, const int32_t* xsum, float* y) {
+// 16 rows of a sparse 8-bit matrix times one token.
+KERNEL void sparse8_tile(const Matrix& w, long tile, const int8_t* x, const float* xscale, float* y) {
   const uint8_t* at = w.data + w.starts()[tile];
   const F16 step = load<F16>(at), zero = load<F16>(at + 64);
   at += 128;
   F16 sum = splat(0.0f);
   for (long g = 0; g < w.groups(); ++g, x += 128) {
-    F16 value{};
-    const uint8_t* const tail = at;
-    Dot<1> dot;
-    if (SIGNS) {
-      at += 64;
-      for (int k = 0; k < 128; k += 32, at += 64) dot.step(at, x + k);
-    }
     I16 product, plain;
     at = marked(at, at + 256, x, product, plain);
-    value = step * (floats(product) - zero * floats(plain));
-    if (SIGNS) {  // the plane has no bit where an entry is marked
-      const I16 rest = splat(xsum[g]) - plain;
-      value += halves(tail) * floats(dot.total(xsum[g]) * 2 - rest) + halves(tail + 32) * floats(rest);
-    }
-    sum += value * xscale[g];
+    sum += step * (floats(product) - zero * floats(plain)) * xscale[g];
   }
   keep(y, sum);
 }
 
-// step (code - zero) where 128 inputs of a row are marked, and what is there where they are not. Returns the end of the codes.
-KFN const uint8_t* put_marked(const uint8_t* masks, const uint8_t* codes, float step, float zero, float* row) {
+// 128 inputs of a row as fp32. Returns the end of the codes.
+KERNEL const uint8_t* unpack_sparse8_row(const uint8_t* masks, const uint8_t* codes, float step, float zero, float* row) {
 #if COMPRESSOR_LEVEL == 2
   for (int half = 0; half < 2; ++half, masks += 8) {
     const uint64_t all = load<uint64_t>(masks);
@@ -156,10 +143,11 @@ KFN const uint8_t* put_marked(const uint8_t* masks, const uint8_t* codes, float 
     codes += __builtin_popcountll(all);
     for (int i = 0; i < 4; ++i, row += 16) {
       const F16 value = (floats(ints(found + 16 * i)) - zero) * step;
-      _mm512_mask_storeu_ps(row, load<uint16_t>(masks + 2 * i), (__m512)value);
+      _mm512_storeu_ps(row, _mm512_maskz_mov_ps(load<uint16_t>(masks + 2 * i), (__m512)value));
     }
   }
 #else
+  std::memset(row, 0, sizeof(float) * 128);
   for (int half = 0; half < 2; ++half)
     for (uint64_t m = load<uint64_t>(masks + 8 * half); m; m &= m - 1)
       row[64 * half + __builtin_ctzll(m)] = step * (static_cast<float>(*codes++) - zero);
@@ -167,34 +155,23 @@ KFN const uint8_t* put_marked(const uint8_t* masks, const uint8_t* codes, float 
   return codes;
 }
 
-// A record as fp32 (16, 128). Returns where the next one begins.
-template <bool SIGNS>
-KERNEL const uint8_t* unpack_partial_record(const uint8_t* at, const float* step, const float* zero, float* out) {
-  if (SIGNS) {
-    unpack_plane<SIGN, 0>(at + 64, at, 128, out);
-    at += 64 + 256;
-  } else {
-    std::memset(out, 0, sizeof(float) * 16 * 128);
-  }
-  const uint8_t* codes = at + 256;
-  for (int r = 0; r < 16; ++r) codes = put_marked(at + 16 * r, codes, step[r], zero[r], out + 128 * r);
-  return codes;
-}
-
 // As UnpackLevels.
-template <bool SIGNS>
-struct UnpackPartial {
+struct UnpackSparse8 {
   template <class Put>
   static void tile(const Matrix& w, long tile, Put&& put) {
-    alignas(64) float block[16 * 128];
+    alignas(64) float block[128];
     const uint8_t* at = w.data + w.starts()[tile];
     float step[16], zero[16];
     std::memcpy(step, at, sizeof step);
     std::memcpy(zero, at + 64, sizeof zero);
     at += 128;
     for (long g = 0; g < w.groups(); ++g) {
-      at = unpack_partial_record<SIGNS>(at, step, zero, block);
-      for (int r = 0; r < 16; ++r) put(r, 128 * g, block + 128 * r);
+      const uint8_t *const masks = at, *codes = at + 256;
+      for (int r = 0; r < 16; ++r) {
+        codes = unpack_sparse8_row(masks + 16 * r, codes, step[r], zero[r], block);
+        put(r, 128 * g, block);
+      }
+      at = codes;
     }
   }
 };
@@ -241,6 +218,16 @@ KFN F16 sixteen(const uint8_t* from) {
   return BF16 ? from_bf16_bits(from) : halves(from);
 }
 
+#if COMPRESSOR_LEVEL == 1 || COMPRESSOR_LEVEL == 2
+template <bool BF16>
+KFN __m256 eight_expanded(const uint8_t* from, uint64_t mask) {
+  const __m128i packed = _mm_loadu_si128((const __m128i*)from);
+  if (!BF16) return _mm256_cvtph_ps(_mm_shuffle_epi8(packed, _mm_load_si128((const __m128i*)kExpansion.words[mask])));
+  const __m256i twice = _mm256_broadcastsi128_si256(packed);
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(twice, _mm256_load_si256((const __m256i*)kWidening.from[mask])));
+}
+#endif
+
 // Eight entries of a 16-bit type where `mask` has bits, zeros elsewhere.
 template <bool BF16>
 KFN void expand_eight(const uint8_t* from, int mask, float* to) {
@@ -249,9 +236,7 @@ KFN void expand_eight(const uint8_t* from, int mask, float* to) {
   vst1q_f32(to, BF16 ? lower_bf16(found) : lower_halves(found));
   vst1q_f32(to + 4, BF16 ? upper_bf16(found) : upper_halves(found));
 #elif COMPRESSOR_LEVEL > 0
-  const __m128i index = _mm_load_si128((const __m128i*)kExpansion.words[mask]);
-  const __m128i found = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)from), index);
-  _mm256_storeu_ps(to, BF16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(found), 16)) : _mm256_cvtph_ps(found));
+  _mm256_storeu_ps(to, eight_expanded<BF16>(from, mask));
 #else
   for (int i = 0; i < 8; ++i) {
     to[i] = 0;
@@ -325,25 +310,44 @@ struct UnpackPlain {
 // Rows of a sparse 16-bit matrix times one token of fp32 inputs (padded inputs).
 template <int KIND>
 KERNEL void sparse_tile(const Matrix& w, long tile, const float* x, float* y) {
+  constexpr bool BF16 = KIND == SPARSE_BF16;
   const uint8_t* at = w.data + w.starts()[tile];
   for (int r = 0; r < 16 && 16 * tile + r < w.m; ++r) {
-    F16 low{}, high{};
+    F16 sums[2] = {};
+#if COMPRESSOR_LEVEL == 1 || COMPRESSOR_LEVEL == 2
+    __m256 s[4] = {};
+#endif
     for (long k = 0; k < 128 * w.groups(); k += 128) {
       const uint8_t* const masks = at;
       at += 16;
+#pragma GCC unroll 4
       for (int i = 0; i < 16; i += 4) {
-        alignas(64) float v[32];
         ask(at);
+#if COMPRESSOR_LEVEL == 1 || COMPRESSOR_LEVEL == 2
+        uint32_t four = load<uint32_t>(masks + i);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          expand_eight<KIND == SPARSE_BF16>(at, masks[i + j], v + 8 * j);
+          const uint64_t mask = four & 255;
+          four >>= 8;
+          s[j] = _mm256_fmadd_ps(eight_expanded<BF16>(at, mask), _mm256_loadu_ps(x + k + 8 * (i + j)), s[j]);
+          at += 2 * static_cast<uint64_t>(__builtin_popcountll(mask));
+        }
+#else
+        alignas(64) float v[32];
+        for (int j = 0; j < 4; ++j) {
+          expand_eight<BF16>(at, masks[i + j], v + 8 * j);
           at += 2 * __builtin_popcount(masks[i + j]);
         }
-        low += load<F16>(v) * load<F16>(x + k + 8 * i);
-        high += load<F16>(v + 16) * load<F16>(x + k + 8 * i + 16);
+        for (int j = 0; j < 2; ++j) sums[j] += load<F16>(v + 16 * j) * load<F16>(x + k + 8 * i + 16 * j);
+#endif
       }
     }
-    y[r] = total(low + high);
+#if COMPRESSOR_LEVEL == 1 || COMPRESSOR_LEVEL == 2
+    float all[32];
+    for (int j = 0; j < 4; ++j) _mm256_storeu_ps(all + 8 * j, s[j]);
+    for (int j = 0; j < 2; ++j) sums[j] = load<F16>(all + 16 * j);
+#endif
+    y[r] = total(sums[0] + sums[1]);
   }
 }
 

@@ -1,15 +1,15 @@
 // Products of formats that are read row by row. Included once for each instruction set.
 
 #if COMPRESSOR_LEVEL != 2  // which has exact.hpp
-template <bool SIGNS>
-static void run_partial_exact(const Call& c) {
-  run_panels<InFp32<UnpackPartial<SIGNS>>>(c);
+template <int KIND>
+static void run_codes_exact(const Call& c) {
+  run_panels<InFp32<std::conditional_t<KIND == PARTIAL, UnpackPartial, UnpackSparse8>>>(c);
 }
 #endif
 
-template <bool SIGNS>
-static void run_partial(const Call& c) {
-  if (c.exact) return run_partial_exact<SIGNS>(c);
+template <int KIND>
+static void run_codes(const Call& c) {
+  if (c.exact) return run_codes_exact<KIND>(c);
   const long groups = c.w.groups(), padded = 128 * groups;
   const Tokens x = Scratch::mine().tokens(c.tokens, groups, 128);
   for (long t = 0; t < c.tokens; ++t) {  // every token is a tile of its own
@@ -17,7 +17,10 @@ static void run_partial(const Call& c) {
     quantize_tile((const char*)c.x + t * c.w.n * width(c.dtype), c.dtype, 0, 1, c.w.n, 128, groups, one);
   }
   each_tile(c, [&](long tile, long t, float* y) {
-    partial_tile<SIGNS>(c.w, tile, x.q + t * padded, x.scale + t * groups, x.sum + t * groups, y);
+    const int8_t* const q = x.q + t * padded;
+    const float* const scale = x.scale + t * groups;
+    if (KIND == PARTIAL) return partial_tile(c.w, tile, q, scale, x.sum + t * groups, y);
+    sparse8_tile(c.w, tile, q, scale, y);
   });
 }
 

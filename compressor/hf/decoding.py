@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from compressor.hf.caches import NAMES
+from compressor.hf.norms import quicken_norms
 from compressor.kernels.attention import attention, can_attend
 from compressor.kernels.native import LEVELS
 
@@ -26,7 +27,7 @@ MORE, LEAST = 4, 128
 
 
 def quicken(model: nn.Module, rung: str) -> None:
-    """Let a model on the CPU decode with attention by the kernels, if the rung is theirs, and a `GrowingLayer` cache.
+    """Let a model on the CPU decode by the kernels, if the rung is theirs: attention, norms, and a cache that grows.
 
     Args:
         model: of transformers, or what has parts of it; others stay as they are.
@@ -39,6 +40,7 @@ def quicken(model: nn.Module, rung: str) -> None:
             setattr(module, MARK, rung)
         elif MARK in vars(module):
             delattr(module, MARK)
+    quicken_norms(model, rung if rung in LEVELS else None)
     for key, hook in list(model._forward_pre_hooks.items()):
         if hook is _grow:
             model._forward_pre_hooks.pop(key)

@@ -1,4 +1,4 @@
-// Attention of one token: what the kernels are told of it.
+// What is around the products of one token: what the kernels are told of it.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,17 @@ struct Attention {
   int threads;
 
   long shared() const { return heads / kv_heads; }
+};
+
+// x / sqrt(mean of x^2 + eps) of rows of n numbers, a multiple of 16, times a weight; everything of one dtype.
+struct Norm {
+  const char *x, *weight;
+  char* out;
+  long rows, n;
+  int dtype;
+  float eps;
+  bool more;     // the weight is one more than what is stored
+  bool rounded;  // to the dtype before it is multiplied by the weight, too
 };
 
 }  // namespace layout

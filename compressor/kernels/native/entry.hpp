@@ -310,13 +310,14 @@ PyObject* processor(PyObject*, PyObject* const*, Py_ssize_t) {
 }
 
 #include "entry_attention.hpp"
+#include "entry_norm.hpp"
 
 #define COMPRESSOR_ENTRY(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(name)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {
     COMPRESSOR_ENTRY(linear),       COMPRESSOR_ENTRY(unpack),    COMPRESSOR_ENTRY(pack_records),
     COMPRESSOR_ENTRY(read_records), COMPRESSOR_ENTRY(pack_rows), COMPRESSOR_ENTRY(read_memory),
     COMPRESSOR_ENTRY(processor),    COMPRESSOR_ENTRY(use_large_pages), COMPRESSOR_ENTRY(attention),
-      {nullptr, nullptr, 0, nullptr},
+    COMPRESSOR_ENTRY(norm),         {nullptr, nullptr, 0, nullptr},
 };
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", "Kernels of compressor for CPUs.", -1, methods,

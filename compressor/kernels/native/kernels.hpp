@@ -6,6 +6,7 @@
 #include "write.hpp"
 #include "panels.hpp"
 #include "attend.hpp"
+#include "norm.hpp"
 #if COMPRESSOR_LEVEL == 2
 #include "exact.hpp"
 #include "panels_bf16.hpp"

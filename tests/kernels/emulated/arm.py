@@ -123,6 +123,11 @@ class Module:
         sizes = {0: size * a[1], 2: size * a[3], 4: size * a[5], 6: a[7], 8: size * a[10] * a[11] * a[15]}
         self._call("attention", a, sizes, written=(8,))
 
+    def norm(self, *a: Any) -> None:
+        """x, the weight, and the output of (rows, n)."""
+        row = a[4] * width(a[5])
+        self._call("norm", a, {0: a[3] * row, 1: row, 2: a[3] * row}, written=(2,))
+
     def linear(self, *a: Any) -> None:
         (_, m, n), (dtype, tokens) = a[:3], a[10:12]
         sizes = {9: tokens * n * width(dtype), 12: tokens * m * width(dtype), 13: 4 * m}

@@ -12,10 +12,12 @@ import pytest
 import test_native_attention as attention
 import test_native_calls as calls
 import test_native_products as products
+import test_norms as norms
 import torch
 from kernel_cases import CASES
 
 from compressor.kernels.native import ABI3, Native
+from compressor.kernels.norm import Formula
 from compressor.kernels.sources import source_digest
 
 kernels_only = products.kernels_only  # a fixture
@@ -75,6 +77,13 @@ def test_attention(dtype: torch.dtype, kernels: Native) -> None:
 
 def test_weights_of_attention(kernels: Native) -> None:
     attention.test_scores_of_any_size(kernels)
+
+
+@pytest.mark.parametrize("dtype", products.DTYPES)
+def test_norms(dtype: torch.dtype, kernels: Native) -> None:
+    for formula in (Formula(1e-6, False, True), Formula(1e-5, True, False)):
+        norms.test_against_fp64(formula, dtype, kernels)
+    norms.test_what_is_not_finite_stays_in_its_row(dtype, kernels)
 
 
 @pytest.mark.parametrize("test", OF_ALL_OR_THE_BEST, ids=name_of)

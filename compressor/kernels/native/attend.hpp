@@ -36,9 +36,18 @@ KFN F16 exp_of(F16 x) {
   return sum * as_floats((splat(int32_t{127}) - n) * (1 << 23));
 }
 
+// What is read next: keys, or values, and how many bytes they are apart. A head that is alone with its keys is so short
+// a stream that asking for what follows in it would mostly ask for what follows its end: there, memory for the values is
+// asked for with the keys, row for row, and for the next head's keys with the values. (With several heads on the same keys
+// the addresses would not fit into registers.)
+struct Rows {
+  const char* at;
+  long step;
+};
+
 // s[h][t] = q[h] k[t], and some more behind the last one. q: fp32 (H, d); `step`: bytes from key to key.
 template <int DTYPE, int H>
-KERNEL void span_scores(const char* k, long step, long count, const float* q, long d, float* s) {
+KERNEL void span_scores(const char* k, long step, long count, const float* q, long d, float* s, Rows next) {
   constexpr int K = kHeads;
   for (long t = 0; t < count; t += K) {
     const char* row[K];
@@ -48,7 +57,8 @@ KERNEL void span_scores(const char* k, long step, long count, const float* q, lo
       F16 key[K];
 #pragma GCC unroll 4
       for (int j = 0; j < K; ++j) {
-        if (i * width(DTYPE) % 64 == 0) ask((const uint8_t*)row[j] + i * width(DTYPE));
+        const long byte = i * width(DTYPE);
+        if (byte % 64 == 0) ask_for(H == 1 ? next.at + (t + j) * next.step + byte : row[j] + byte + kAhead);
         key[j] = number16<DTYPE>(row[j] + i * width(DTYPE));
       }
 #pragma GCC unroll 4
@@ -68,14 +78,14 @@ KERNEL void span_scores(const char* k, long step, long count, const float* q, lo
 
 // out[h][0 .. 16 C) = sum over t of p[h][t] v[t]
 template <int DTYPE, int H, int C>
-KFN void some_columns(const char* v, long step, long count, const float* p, long dv, float* out) {
+KFN void some_columns(const char* v, long step, long count, const float* p, long dv, float* out, Rows next) {
   F16 sums[H][C] = {};
   for (long t = 0; t < count; ++t) {
     F16 value[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
       const char* const at = v + t * step + 16 * c * width(DTYPE);
-      if (16 * c * width(DTYPE) % 64 == 0) ask((const uint8_t*)at);
+      if (16 * c * width(DTYPE) % 64 == 0) ask_for(H == 1 ? next.at + t * next.step + 16 * c * width(DTYPE) : at + kAhead);
       value[c] = number16<DTYPE>(at);
     }
 #pragma GCC unroll 4
@@ -88,12 +98,12 @@ KFN void some_columns(const char* v, long step, long count, const float* p, long
 }
 
 template <int DTYPE, int H>
-KERNEL void span_values(const char* v, long step, long count, const float* p, long dv, float* out) {
+KERNEL void span_values(const char* v, long step, long count, const float* p, long dv, float* out, Rows next) {
   long column = 0;
-  for (; column + 16 * kHeads <= dv; column += 16 * kHeads)
-    some_columns<DTYPE, H, kHeads>(v + column * width(DTYPE), step, count, p, dv, out + column);
-  for (; column < dv; column += 16)
-    some_columns<DTYPE, H, 1>(v + column * width(DTYPE), step, count, p, dv, out + column);
+  for (; column + 16 * kHeads <= dv; column += 16 * kHeads, next.at += 16 * kHeads * width(DTYPE))
+    some_columns<DTYPE, H, kHeads>(v + column * width(DTYPE), step, count, p, dv, out + column, next);
+  for (; column < dv; column += 16, next.at += 16 * width(DTYPE))
+    some_columns<DTYPE, H, 1>(v + column * width(DTYPE), step, count, p, dv, out + column, next);
 }
 
 // Scores to e^(score - largest), 0 for those that are not looked at; returns {largest, sum}. `mask`: of these keys, or null.
@@ -127,8 +137,9 @@ KERNEL std::pair<float, float> span_softmax(float* s, long count, const uint8_t*
 }
 
 // H heads from `head` on, which share their keys, in one span of keys; to each head's {largest, sum, weighted values (dv)}.
+// `next`: the keys that are read after these.
 template <int DTYPE, int H>
-KERNEL void attend_span(const Attention& a, long row, long head, long first, long last, const float* q, float* to, long stride) {
+KERNEL void attend_span(const Attention& a, long row, long head, long first, long last, const char* next, const float* q, float* to, long stride) {
   const long kv = head / a.shared();
   const uint8_t* mask = a.mask ? a.mask + row * a.mask_row + head * a.mask_head : nullptr;
   if (mask && (H == 1 || a.mask_head == 0)) {  // keys at the ends that nobody looks at are not read
@@ -147,7 +158,8 @@ KERNEL void attend_span(const Attention& a, long row, long head, long first, lon
   const long count = last - first;
   const char* const k = a.k + (row * a.k_row + kv * a.k_head + first * a.k_key) * width(DTYPE);
   const char* const v = a.v + (row * a.v_row + kv * a.v_head + first * a.v_key) * width(DTYPE);
-  span_scores<DTYPE, H>(k, a.k_key * width(DTYPE), count, q, a.d, s);
+  const Rows keys{next, a.k_key * width(DTYPE)}, its_values{v, a.v_key * width(DTYPE)};
+  span_scores<DTYPE, H>(k, keys.step, count, q, a.d, s, its_values);
   for (int h = 0; h < H; ++h) {
     const uint8_t* const mine = mask ? mask + h * a.mask_head + first * a.mask_key : nullptr;
     const auto [largest, sum] = span_softmax(s + h * kSpan, count, mine, a.mask_key);
@@ -155,7 +167,7 @@ KERNEL void attend_span(const Attention& a, long row, long head, long first, lon
     to[h * stride + 1] = sum;
   }
   float out[kHeads * kMostWidth];
-  span_values<DTYPE, H>(v, a.v_key * width(DTYPE), count, s, a.dv, out);
+  span_values<DTYPE, H>(v, its_values.step, count, s, a.dv, out, keys);
   for (int h = 0; h < H; ++h) std::memcpy(values + h * stride, out + h * a.dv, sizeof(float) * a.dv);
 }
 
@@ -196,13 +208,16 @@ static void attend_in(const Attention& a) {
     for (long item = from; item < to; ++item) {
       const long part = item % spans, kv = item / spans % a.kv_heads, row = item / spans / a.kv_heads;
       const long first = part * kSpan, last = first + kSpan < a.keys ? first + kSpan : a.keys;
+      const long after = item + 1 < items ? item + 1 : item;  // whose keys are read next
+      const long its_head = after / spans / a.kv_heads * a.k_row + after / spans % a.kv_heads * a.k_head;
+      const char* const next = a.k + (its_head + after % spans * kSpan * a.k_key) * width(DTYPE);
       for (long h = 0; h < shared;) {
         const long head = kv * shared + h, place = row * a.heads + head;
         float* const out = parts + (place * spans + part) * stride;
         const long heads = shared - h < kHeads ? shared - h : kHeads;
         const auto some = heads == 1 ? attend_span<DTYPE, 1> : heads == 2 ? attend_span<DTYPE, 2>
                         : heads == 3 ? attend_span<DTYPE, kHeads < 3 ? kHeads : 3> : attend_span<DTYPE, kHeads>;
-        some(a, row, head, first, last, q + place * a.d, out, spans * stride);
+        some(a, row, head, first, last, next, q + place * a.d, out, spans * stride);
         h += heads;
       }
     }

@@ -50,13 +50,14 @@ constexpr long kFewTokens = 3;                   // up to which records are not 
 // For loops that do little with what they read: into the second cache, as the first one has room for inputs, or for what was
 // asked for, and not for both. Loops that work on a line for longer are faster when they leave it to the processor.
 // As assembler: compilers move all requests of a loop to where it begins, and a core has places for few at a time.
-inline __attribute__((always_inline)) void ask(const uint8_t* at) {
+inline __attribute__((always_inline)) void ask_for(const void* at) {
 #if defined(__x86_64__)
-  asm volatile("prefetcht1 %0" : : "m"(at[kAhead]));
+  asm volatile("prefetcht1 %0" : : "m"(*static_cast<const char*>(at)));
 #else
-  __builtin_prefetch(at + kAhead, 0, 2);
+  __builtin_prefetch(at, 0, 2);
 #endif
 }
+inline __attribute__((always_inline)) void ask(const uint8_t* at) { ask_for(at + kAhead); }
 
 struct Call {
   Matrix w;

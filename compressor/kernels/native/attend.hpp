@@ -36,10 +36,9 @@ KFN F16 exp_of(F16 x) {
   return sum * as_floats((splat(int32_t{127}) - n) * (1 << 23));
 }
 
-// What is read next: keys, or values, and how many bytes they are apart. A head that is alone with its keys is so short
-// a stream that asking for what follows in it would mostly ask for what follows its end: there, memory for the values is
-// asked for with the keys, row for row, and for the next head's keys with the values. (With several heads on the same keys
-// the addresses would not fit into registers.)
+// What is read next: keys, or values, and how many bytes they are apart. A head's keys are so short a stream that asking for
+// what follows in it would often ask for what follows its end: memory for the values is asked for with the keys, row for
+// row, and for the next head's keys with the values.
 struct Rows {
   const char* at;
   long step;
@@ -58,7 +57,7 @@ KERNEL void span_scores(const char* k, long step, long count, const float* q, lo
 #pragma GCC unroll 4
       for (int j = 0; j < K; ++j) {
         const long byte = i * width(DTYPE);
-        if (byte % 64 == 0) ask_for(H == 1 ? next.at + (t + j) * next.step + byte : row[j] + byte + kAhead);
+        if (byte % 64 == 0) ask_for(next.at + (t + j) * next.step + byte);
         key[j] = number16<DTYPE>(row[j] + i * width(DTYPE));
       }
 #pragma GCC unroll 4
@@ -85,7 +84,7 @@ KFN void some_columns(const char* v, long step, long count, const float* p, long
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
       const char* const at = v + t * step + 16 * c * width(DTYPE);
-      if (16 * c * width(DTYPE) % 64 == 0) ask_for(H == 1 ? next.at + t * next.step + 16 * c * width(DTYPE) : at + kAhead);
+      if (16 * c * width(DTYPE) % 64 == 0) ask_for(next.at + t * next.step + 16 * c * width(DTYPE));
       value[c] = number16<DTYPE>(at);
     }
 #pragma GCC unroll 4

@@ -102,9 +102,9 @@ class _Room:
 
     def add(self, more: Tensor) -> Tensor:
         """Put tokens behind those in use; return all of them."""
-        first = self.used.shape[-2]
-        self.memory[..., first : first + more.shape[-2], :].copy_(more)
-        self.used = self.memory[..., : first + more.shape[-2], :]
+        first, count = self.used.shape[-2], more.shape[-2]
+        self.memory.narrow(-2, first, count).copy_(more)
+        self.used = self.memory.narrow(-2, 0, first + count)
         return self.used
 
 

@@ -26,7 +26,9 @@ def formula_of(module: nn.Module, level: str) -> Formula | None:
     """
     weight: Any = getattr(module, "weight", None)
     eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), None)
-    if not isinstance(weight, Tensor) or not isinstance(eps, float) or list(module.parameters()) != [weight]:
+    if not isinstance(weight, Tensor) or not isinstance(eps, float):
+        return None
+    if [id(parameter) for parameter in module.parameters()] != [id(weight)]:
         return None
     g = torch.Generator().manual_seed(0)
     x = (torch.randn(len(ROWS), weight.numel(), generator=g) * torch.tensor(ROWS)[:, None]).to(weight.dtype)

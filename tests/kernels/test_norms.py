@@ -174,9 +174,11 @@ def test_others_are_left_alone(kernels: Native) -> None:
         assert formula_of(Strange(what), level) is None
     more = Strange(plain)
     more.bias = nn.Parameter(torch.zeros(64))
-    odd = Strange(plain)
+    odd, other = Strange(plain), Strange(plain)
     odd.weight = nn.Parameter(torch.rand(60))
-    for module in (more, odd, nn.LayerNorm(64), nn.Linear(64, 64), nn.SiLU()):
+    del other.weight
+    other.weight, other.scale = torch.rand(64), nn.Parameter(torch.rand(64))
+    for module in (more, odd, other, nn.LayerNorm(64), nn.Linear(64, 64), nn.SiLU()):
         assert formula_of(module, level) is None
 
 

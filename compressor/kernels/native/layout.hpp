@@ -14,8 +14,9 @@
 // Formats with a mask are streams of variable length, 16 rows a tile, and a table says where each tile starts:
 //   partial  fp32 step[16], zero[16]; then for every 128 inputs a record of signs as above (tail, then plane), and the
 //            marked entries by fours, in rounds: a row that has more than 4 i of them gives its next ones in round i. First
-//            u16 rounds (an even number), fours in all, and for every round the rows that give, a bit each; then four places for every
-//            row that gives, round after round, a byte each, 128 + input or 0 where a row has no more; then as many codes.
+//            u16 rounds (an even number), fours in all, and for every round the rows that give, a bit each; then four places
+//            for every row that gives, round after round, a byte each, 128 + input or 0 where a row has no more; then as
+//            many codes.
 //            value = step (code - zero) where marked, else s (2 u - 1) + c.
 //   sparse8  the same head; then for every 128 inputs a mask of 16 x 16 bytes, and the codes of the marked entries, a byte
 //            each, row after row. value = step (code - zero) where marked, else 0.

@@ -15,7 +15,7 @@ from compressor.kernels.native import ABI3
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-ADDRESSES = ("test_native_products.py", "test_native_calls.py", "test_native_attention.py")
+ADDRESSES = ("test_native_products.py", "test_native_calls.py", "test_native_attention.py", "test_norms.py")
 RACES = ("test_native_calls.py::test_the_same_bytes_for_any_number_of_threads",
          "test_native_calls.py::test_many_python_threads_at_once",
          "test_native_attention.py::test_the_same_bytes_for_any_number_of_threads")  # fmt: skip

@@ -221,10 +221,10 @@ def _models(results: Results) -> list[str]:
     words = (
         f"transformers, a Llama of {results[0]['weights'] / 1e6:.0f} million weights in linear layers (hidden size "
         f"{hidden}, {ffn}, {layers} blocks, vocabulary {vocabulary}), two random trit planes in all of them, the "
-        "output layer included; bf16, eager, batch of 1, one thread. Attention, norms and cache are transformers' own in "
-        f"the original alone; `{OWN}` multiplies it by our bf16 product, `{FLOOR}` gives zeros for all linear layers: what "
-        "is left is framework, attention and norms. Milliseconds of processor time, 25th percentile and median of a "
-        "token."
+        "output layer included; bf16, eager, batch of 1, one thread. Attention, norms and cache are transformers' own "
+        f"in the original alone; `{OWN}` multiplies it by our bf16 product, `{FLOOR}` gives zeros for all linear "
+        "layers: what is left is framework, attention and norms. Milliseconds of processor time, 25th percentile and "
+        "median of a token."
     )
     made = [f"{row['name']}: {row['made']}" for row in results[0]["rows"] if row["made"]]
     return [words, *map(_model, results), "In the log: " + "; ".join(made) + "."]

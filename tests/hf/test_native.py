@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from compressor.engine.native_start import settle
 from compressor.errors import UserError
 from compressor.hf import native_qwen
+from compressor.hf.caches import read_on
 from compressor.hf.native import (
     check,
     check_norms,
@@ -253,11 +254,11 @@ def test_a_mixed_model_continues_pads_and_generates(name: str, tmp_path: Path) -
     whole = loaded(ids).logits
     near = {"rtol": 0, "atol": 1e-4 * float(whole.abs().max())}
 
-    first = loaded(ids[:, :13], use_cache=True)
-    second = loaded(ids[:, 13:20], past_key_values=first.past_key_values, use_cache=True)
-    cache, parts = second.past_key_values, [first.logits, second.logits]
+    first, cache = read_on(loaded, None, input_ids=ids[:, :13])
+    second, cache = read_on(loaded, cache, input_ids=ids[:, 13:20])
+    parts = [first.logits, second.logits]
     for t in range(20, 24):
-        step = loaded(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
+        step, cache = read_on(loaded, cache, input_ids=ids[:, t : t + 1])
         parts.append(step.logits)
     torch.testing.assert_close(torch.cat(parts, 1), whole, **near)
 

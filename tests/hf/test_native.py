@@ -23,8 +23,10 @@ from compressor.errors import UserError
 from compressor.hf import native_qwen
 from compressor.hf.caches import read_on
 from compressor.hf.native import (
+    caveats,
     check,
     check_norms,
+    content,
     native_block,
     native_config,
     native_outer,
@@ -222,6 +224,19 @@ assert not any(name.partition(".")[0] == "compressor" for name in sys.modules)
     subprocess.run(
         [sys.executable, "-c", script, str(tmp_path), ids], check=True, cwd=tmp_path, env=environment, timeout=300
     )
+
+
+def test_what_the_norm_of_mamba_2_is_over_is_said() -> None:
+    """Whether a head that is large makes the others small, in the installed class."""
+    _, model, students = mixed("llama")
+    norm: Any = next(iter(students.values())).norm
+    states = torch.randn(4, norm.weight.numel(), generator=torch.Generator().manual_seed(0))
+    grown = states.clone()
+    grown[:, : len(states[0]) // 4] *= 1000  # the first of four heads
+    alone = torch.equal(norm(states)[:, -1], norm(grown)[:, -1])
+    said = content(config_of(model), "mamba2")["norm"]
+    assert said.startswith("each head alone" if alone else "all heads") and alone == (not caveats("mamba2"))
+    assert not caveats("gdn")
 
 
 @pytest.mark.parametrize("name", MIXED)

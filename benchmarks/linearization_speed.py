@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from compressor.hf.caches import read_on
 from compressor.hf.linear_attention import LinearAttention
 from compressor.hf.linear_cache import state_bytes
 from compressor.methods.linearize_settings import LINEARIZE_METHODS
@@ -37,7 +38,7 @@ def prefill(model: Any, tokens: int) -> tuple[Any, float]:
     cache = DynamicCache(config=model.config)
     began = time.perf_counter()
     for piece in ids.split(PIECE, 1):
-        model.model(input_ids=piece, past_key_values=cache, use_cache=True)
+        read_on(model.model, cache, input_ids=piece)
     return cache, time.perf_counter() - began
 
 
@@ -57,7 +58,7 @@ def made_up(model: Any, tokens: int) -> Any:
 def token_ms(model: Any, cache: Any, token: int) -> float:
     """Milliseconds of one more token."""
     began = time.perf_counter()
-    model.model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+    read_on(model.model, cache, input_ids=torch.tensor([[token]]))
     return 1e3 * (time.perf_counter() - began)
 
 

@@ -13,7 +13,7 @@ from compressor.engine.hub_names import shown_name
 from compressor.errors import UserError
 from compressor.report.names import fold_names
 from compressor.report.numbers import ABSENT, bytes_text, parameters_text, percent, share, significant
-from compressor.report.schema import LedgerRow
+from compressor.report.schema import LINEARS, LedgerRow
 
 if TYPE_CHECKING:
     from compressor.report.contents import Contents, Item
@@ -60,7 +60,7 @@ def summary(contents: Contents) -> list[str]:
     kind = f"{config.get('model_type', 'no model_type')}{f' of {base}' if base else ''}"
     architecture = (config.get("architectures") or ["no architecture named"])[0]
     tied = ", output head tied to the embedding" if config.get("tie_word_embeddings") else ""
-    linears = contents.bits("compressed linears", "kept linears")
+    linears = contents.bits(*LINEARS)
     own = f"{parameters_text(contents.stored_parameters)} parameters"
     if contents.stored_parameters != contents.parameters:  # matrices stored as products
         own += f", which stand for {parameters_text(contents.parameters)}"
@@ -145,7 +145,7 @@ def explain_json(contents: Contents) -> dict[str, Any]:
         "stored_parameters": contents.stored_parameters,
         "weight_bytes": contents.weight_bytes,
         "disk_bytes": contents.disk_bytes,
-        "bits_per_weight_linears": contents.bits("compressed linears", "kept linears"),
+        "bits_per_weight_linears": contents.bits(*LINEARS),
         "bits_per_weight_model": contents.bits(),
         "ledger": [row.model_dump() for row in contents.ledger()],
         "tensors": [

@@ -2,7 +2,7 @@
 
 Only the JSON is made here, without that package: the tensors are the parts of `compressor.formats.group_int`.
 
-What its readers make of the JSON (compressed-tensors 0.20, transformers 5.23):
+What its readers make of the JSON (compressed-tensors 0.20, transformers 5.24):
 
 - A module takes the scheme of the group that names it, whole or by ``re:`` and an expression that is matched from the
   start. Names are those of modules in the model. ``ignore`` is for vLLM, which wants to hear of every linear layer.

@@ -4,9 +4,9 @@
 - Narrower values: Llama and its like have one ``head_dim`` for queries, keys and values. ``mimo_v2_flash`` has a
   ``v_head_dim`` beside it, and with nothing but full attention and dense MLPs it computes what Llama, Mistral and Qwen2
   compute, from tensors of the same names: in fp32 the very same logits as their eager attention. In half precision it
-  takes the softmax in half precision, where they take it in fp32. It has no SDPA attention (transformers 5.23).
+  takes the softmax in half precision, where they take it in fp32. It has no SDPA attention (transformers 5.24).
 - Other widths in other layers: transformers' ``per_layer_config``, for classes that build from it. None of those here
-  does in 5.23; whether the installed one does is tried.
+  does in 5.24; whether the installed one does is tried.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ _TARGETS = {
         lambda layer: None,
     ),
 }
+_NORMS = {True: "each head alone (transformers 5.23 and later)", False: "all heads together (transformers before 5.23)"}
 METHODS = tuple(_TARGETS)
 """``mamba2`` for Llama, Mistral and Qwen2 in ``granitemoehybrid``; ``gdn`` for Qwen3 in ``qwen3_5_text``."""
 
@@ -179,7 +180,18 @@ def content(config: Mapping[str, Any], method: str) -> dict[str, Any]:
     """Say in plain data what a converted layer is, for a report."""
     source, target = source_config(config), _target(method)
     model = target.config(source, [])["architectures"][0]
-    return {"layer": target.layer, "model": model, "heads": source.num_attention_heads, "state": head_dim(source)}
+    found = {"layer": target.layer, "model": model, "heads": source.num_attention_heads, "state": head_dim(source)}
+    return found if method != "mamba2" else {**found, "norm": _NORMS[native_granite.norms_each_head()]}
+
+
+def caveats(method: str) -> list[str]:
+    """Return what a user should know of the installed transformers before a model is made for it."""
+    if method != "mamba2" or native_granite.norms_each_head():
+        return []
+    return [
+        "this transformers norms all heads of a Mamba-2 layer together, 5.23 and later norm each alone: the result is "
+        "right with versions before 5.23 only, and others load it without a word; pip install -U transformers first"
+    ]
 
 
 def hold(method: str, layer: nn.Module) -> None:

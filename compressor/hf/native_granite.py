@@ -3,11 +3,13 @@
 With no experts, multipliers of one and rotary positions, a Granite hybrid computes what Llama computes. Its Mamba-2
 layer with as many groups as heads is gated linear attention (Dao and Gu 2024, arXiv 2405.21060): x <- v, B <- k,
 C <- q, out <- o, as MambaInLlama has it (arXiv 2408.15237). It has no positions, a SiLU after the convolution and a
-norm over each head's output, so that it cannot start as a copy.
+norm over each head's output, so that it cannot start as a copy. Before transformers 5.23 that norm is over all heads
+together: the same tensors are another model there, and nothing says so (:func:`norms_each_head`).
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,6 +50,13 @@ def refusals(source: Any) -> list[str]:
     if inner % hidden:
         reasons.append(f"its heads are {inner} wide together, which is not a multiple of its hidden size {hidden}")
     return reasons
+
+
+def norms_each_head() -> bool:
+    """Whether the installed transformers norms every head of a Mamba-2 layer alone (5.23 and later), as vLLM does."""
+    from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridRMSNormGated
+
+    return "group_size" in inspect.signature(GraniteMoeHybridRMSNormGated).parameters
 
 
 def native_config(source: Any, converted: Sequence[int]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def check_converted(converted: Sequence[int], layers: int) -> None:
 
     Raises:
         UserError: a number is out of range or given twice, or no layer is left as it was: without one the cache of
-            transformers has no length, and ``generate`` fails (5.23).
+            transformers has no length, and ``generate`` fails (5.24).
     """
     wrong = [number for number in converted if not 0 <= number < layers]
     if wrong or len({*converted}) != len(converted):

@@ -18,7 +18,7 @@ from compressor.report.contents import ABOUT, read_contents
 from compressor.report.files import REPORT, read_report
 from compressor.report.footprint import Footprint, footprint
 from compressor.report.gguf_contents import gguf_in, read_gguf
-from compressor.report.schema import EvaluationRow, Report
+from compressor.report.schema import LINEARS, EvaluationRow, Report
 
 COUNTED = frozenset({"sha256", "tokens_in_text", "tokens_dropped"})
 """Keys that follow from others: of two measurements that differ in these, it is said that the tokens are others."""
@@ -119,7 +119,7 @@ def _entry(path: Path, label: str) -> Entry:
         raise UserError(f"{str(path)!r} does not exist", fix="give a model folder or a report.json")
     if not (path / REPORT).is_file():
         contents = read_contents(path) if (packed := gguf_in(path)) is None else read_gguf(packed)
-        linears = contents.bits("compressed linears", "kept linears")
+        linears = contents.bits(*LINEARS)
         return Entry(
             label,
             path,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from compressor.report.comparison import Entry, Group, Line
-from compressor.report.schema import Report
+from compressor.report.schema import LINEARS, Report
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _point(line: Line, entry: Entry, report: Report, reference: float | None) ->
 
 def _source_bits(report: Report) -> float | None:
     """Bits per weight of the source's decoder linears, where the ledger knows their bytes."""
-    rows = [row for row in report.size.ledger if row.group in ("compressed linears", "kept linears")]
+    rows = [row for row in report.size.ledger if row.group in LINEARS]
     parameters = sum(row.parameters for row in rows)
     known = [row.source_bytes for row in rows if row.source_bytes is not None]
     return 8 * sum(known) / parameters if parameters and len(known) == len(rows) else None

@@ -11,11 +11,10 @@ from markupsafe import Markup
 from compressor.report.numbers import bytes_text, percent, significant
 from compressor.report.plot_labels import HEIGHT, RISE, text_width
 from compressor.report.plots import bar, picture, text
-from compressor.report.schema import GROUPS, Group, Layer, Report
+from compressor.report.schema import GROUPS, LINEARS, Layer, Report
 from compressor.report.shades import Shade, bits_css, bits_legend
 from compressor.report.treemap import Rect, in_rows, squarify
 
-LINEARS: tuple[Group, ...] = ("compressed linears", "kept linears")
 CELLS = 420  # cells for blocks in all; with more, neighbouring blocks share a cell
 HEAD = 17.0  # height of a heading
 PAD = 4.0

@@ -39,6 +39,8 @@ GROUPS: tuple[Group, ...] = (
     "config, tokenizer, reader",
 )
 
+LINEARS: tuple[Group, ...] = ("compressed linears", "kept linears")
+
 
 class Tool(Part):
     version: str = Field(description="version of compressor that wrote this")

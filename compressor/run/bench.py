@@ -82,12 +82,21 @@ def bench(
     where that is another one, and in bf16 by the good product of the kernels. The models take turns at every token.
 
     Args:
+        model: folder, hub id, or 'embedded'.
         base: model to hold it against; by default the one that its report names, if that is at hand.
         contexts: tokens that stand before the timed ones; by default those of `CONTEXTS` that fit.
         batches: rows that are computed together.
         steps: tokens timed in each place; the median counts.
         threads: for PyTorch and kernels; by default as many as PyTorch takes. It takes as many as before afterwards.
         dtype: of the model: stored, float32, bfloat16 or float16.
+        device: where both are measured: auto (a GPU where there is one), cpu, cuda, ...
+        trust_remote_code: run code that the folders of either bring along.
+        command: what was typed, for the result.
+        voice: how to speak; by default nothing but warnings, on standard error.
+
+    Returns:
+        Times in seconds and sizes in bytes, a row for every way in which either was computed; ``notes`` say what was
+        left out and what disturbed the clock.
 
     Raises:
         UserError: unknown model, device or dtype; contexts beyond the model's; a base that has other tokens; not

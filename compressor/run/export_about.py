@@ -17,7 +17,7 @@ from compressor.report.environment import yaml_text
 from compressor.report.files import REPORT, read_report
 from compressor.report.gguf_contents import gguf_in, read_gguf
 from compressor.report.numbers import bytes_text
-from compressor.report.schema import Report
+from compressor.report.schema import LINEARS, Report
 from compressor.report.schema_use import Runtime
 from compressor.run.export import Exported
 
@@ -71,7 +71,7 @@ def _report(folder: Path, source: Path, done: Exported, use: Use) -> Report:
         form=done.form,
         file_bytes=contents.weight_bytes,
         disk_bytes=sum(size for name, size in sizes.items() if name not in ABOUT),
-        bits_per_weight_linears=contents.bits("compressed linears", "kept linears"),
+        bits_per_weight_linears=contents.bits(*LINEARS),
         bits_per_weight_model=contents.bits(),
         exact=done.exact,
         notes=list(done.notes),

@@ -32,7 +32,7 @@ def export_compressed_tensors(model: str, output: Path, *, verify: bool = True) 
     """Write a packed model in the format ``pack-quantized`` of compressed-tensors, each matrix with the same values.
 
     Integers stay packed. Pruned matrices become dense, since the format has no zeros to leave out, and so do
-    embeddings: with them packed transformers 5.23 stops ("'Embedding' object has no attribute 'weight'").
+    embeddings: with them packed transformers 5.24 stops ("'Embedding' object has no attribute 'weight'").
 
     Args:
         model: folder or hub id of a folder that compressor has written.

@@ -18,6 +18,7 @@ from compressor.engine.tensorfile import Layout
 from compressor.errors import UserError
 from compressor.formats import tensor_name
 from compressor.formats.registry import format_of
+from compressor.hf.native import caveats
 from compressor.methods.decompose_settings import SvdLlmSettings
 from compressor.methods.linearize_settings import LinearizeSettings
 from compressor.run.container import Container, container_of
@@ -294,6 +295,7 @@ def make_plan(checkpoint: Checkpoint, skeleton: Skeleton, recipe: Recipe) -> Pla
     longer = None
     if (linearizing := linear_stage(recipe.stages)) and isinstance(linearizing.settings, LinearizeSettings):
         broken += linear_violations(linearizing, skeleton, seqlen)
+        notes += caveats(linearizing.name)
         context, settings = context_length(skeleton.config), linearizing.settings
         longer = foresee_longer(settings, seqlen, recipe.calibration.nsamples, context)
         broken += longer_violations(settings, longer, seqlen, context, checkpoint.folder.name)

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from compressor.errors import UserError
+from compressor.hf.caches import read_on
 from compressor.hf.narrow import (
     CARRIER,
     check_values,
@@ -208,7 +209,7 @@ def test_mixtures_are_refused() -> None:
 
 @pytest.mark.parametrize("widths", [{"mlp": [40, 32]}, {"values": [6, 5]}])
 def test_other_widths_in_other_layers_are_said_only_where_the_class_builds_them(widths: dict[str, list[int]]) -> None:
-    """transformers 5.23 builds none of these; when a later one does, what it builds has to be what was asked for."""
+    """transformers 5.24 builds none of these; when a later one does, what it builds has to be what was asked for."""
     config = tiny("llama").config
     try:
         content = narrow_config(config.to_dict(), config, **widths)
@@ -226,7 +227,7 @@ def test_other_widths_in_other_layers_are_said_only_where_the_class_builds_them(
 def cache_bytes(model: Any, tokens: int) -> int:
     """What the real cache holds after ``tokens`` tokens."""
     with torch.no_grad():
-        cache = model(input_ids=tiny_models.random_ids(1, tokens), use_cache=True).past_key_values
+        _, cache = read_on(model, None, input_ids=tiny_models.random_ids(1, tokens))
     held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
@@ -268,7 +269,8 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).e
 assert "compressor" not in sys.modules
 ids = torch.tensor([[5, 6, 7, 8]])
 out = model.generate(ids, max_new_tokens=6, do_sample=False, return_dict_in_generate=True, pad_token_id=1)
-print([layer.values.shape[-1] for layer in out.past_key_values.layers], out.sequences[0].tolist())
+cache = out["cache"] if "cache" in out else out["past_key_values"]
+print([layer.values.shape[-1] for layer in cache.layers], out.sequences[0].tolist())
 """
 
 

@@ -16,6 +16,7 @@ from linear_models import EXACT, FAMILIES, FAMILY_OF, SPECS, WINDOW, linearized,
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
+from compressor.hf.caches import read_on
 from compressor.hf.linear_attention import LinearAttention
 from compressor.hf.linear_cache import LinearState, state_bytes
 from compressor.hf.linearized import attention_of, obstacle, only_parts
@@ -40,7 +41,7 @@ def in_steps(model: Any, ids: Tensor, lengths: list[int], cache: Any = None) -> 
     cache = DynamicCache() if cache is None else cache
     logits, start = [], 0
     for length in lengths:
-        out = model(ids[:, start : start + length], past_key_values=cache, use_cache=True)
+        out, _ = read_on(model, cache, input_ids=ids[:, start : start + length])
         logits.append(out.logits)
         start += length
     return torch.cat(logits, 1), cache
@@ -95,8 +96,8 @@ def test_left_padding_changes_nothing(name: str) -> None:
     cache, parts, start = DynamicCache(), [], 0
     for stop in (30, 31, 32, 33):
         at = slice(start, stop)
-        step = {"attention_mask": mask[:, :stop], "position_ids": positions[:, at], "past_key_values": cache}
-        parts.append(model(ids[:, at], use_cache=True, **step).logits)
+        step = {"attention_mask": mask[:, :stop], "position_ids": positions[:, at]}
+        parts.append(read_on(model, cache, input_ids=ids[:, at], **step)[0].logits)
         start = stop
     together = torch.cat(parts, 1)
     for row, text in enumerate(texts):
@@ -196,9 +197,9 @@ def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
     half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     for key, parameter in half.named_parameters():
         assert parameter.dtype == (torch.float32 if ".lin_" in key else torch.bfloat16), key
-    out = half(ids, use_cache=True)
+    out, cache = read_on(half, None, input_ids=ids)
     assert out.logits.dtype == torch.bfloat16 and out.logits.isfinite().all()
-    assert out.past_key_values.layers[0].tensors["memory"].dtype == torch.float32
+    assert cache.layers[0].tensors["memory"].dtype == torch.float32
 
 
 def test_a_folder_with_a_missing_tensor_is_refused(tmp_path: Path) -> None:
@@ -275,15 +276,15 @@ def test_a_static_cache_or_a_square_mask_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot use a static cache"):
         model.generate(ids, max_new_tokens=3, cache_implementation="static")
     with pytest.raises(ValueError, match="cannot use a static cache"):
-        model(ids, past_key_values=StaticCache(config=model.config, max_cache_len=40))
+        read_on(model, StaticCache(config=model.config, max_cache_len=40), input_ids=ids)
 
 
 def test_a_cache_of_another_model_is_refused() -> None:
     ids = some_ids(1, 10)
     family = FAMILY_OF["windowed"]
-    cache = teacher(family)(ids, use_cache=True).past_key_values
+    _, cache = read_on(teacher(family), None, input_ids=ids)
     with pytest.raises(ValueError, match="already holds keys"):
-        student("windowed")(ids, past_key_values=cache)
+        read_on(student("windowed"), cache, input_ids=ids)
 
 
 def test_assisted_decoding_is_refused() -> None:

@@ -13,6 +13,7 @@ from linear_models import FAMILY_OF, SPECS, linearized, some_ids
 from transformers import DynamicCache
 
 from compressor.hf import linear_attention, linear_kernels
+from compressor.hf.caches import read_on
 from compressor.hf.linearized import only_parts
 from compressor.hf.reader import reader_source
 from compressor.mixers.spec import MEMORY, WINDOW
@@ -56,8 +57,8 @@ def test_every_method_gives_what_ours_gives(name: str, calls: list[str], monkeyp
         cache, found = DynamicCache(), []
         with torch.no_grad():
             for start, stop in ((0, 32), (32, 33), (33, 34), (34, 60)):
-                part = {"attention_mask": mask[:, :stop], "past_key_values": cache}
-                found.append(model(ids[:, start:stop], **part).logits)
+                out, _ = read_on(model, cache, input_ids=ids[:, start:stop], attention_mask=mask[:, :stop])
+                found.append(out.logits)
             found = [torch.cat(found, 1)[:, 7:]]  # what padding gives is nobody's
             for alone in (MEMORY, WINDOW) if spec.join in ("shared", "sum") else ():
                 with only_parts(model, alone):

@@ -21,9 +21,12 @@ from transformers import AutoModelForCausalLM
 from compressor.engine.native_start import settle
 from compressor.errors import UserError
 from compressor.hf import native_qwen
+from compressor.hf.caches import read_on
 from compressor.hf.native import (
+    caveats,
     check,
     check_norms,
+    content,
     native_block,
     native_config,
     native_outer,
@@ -223,6 +226,19 @@ assert not any(name.partition(".")[0] == "compressor" for name in sys.modules)
     )
 
 
+def test_what_the_norm_of_mamba_2_is_over_is_said() -> None:
+    """Whether a head that is large makes the others small, in the installed class."""
+    _, model, students = mixed("llama")
+    norm: Any = next(iter(students.values())).norm
+    states = torch.randn(4, norm.weight.numel(), generator=torch.Generator().manual_seed(0))
+    grown = states.clone()
+    grown[:, : len(states[0]) // 4] *= 1000  # the first of four heads
+    alone = torch.equal(norm(states)[:, -1], norm(grown)[:, -1])
+    said = content(config_of(model), "mamba2")["norm"]
+    assert said.startswith("each head alone" if alone else "all heads") and alone == (not caveats("mamba2"))
+    assert not caveats("gdn")
+
+
 @pytest.mark.parametrize("name", MIXED)
 @torch.no_grad()
 def test_converted_layers_compute_what_was_trained(name: str, tmp_path: Path) -> None:
@@ -253,11 +269,11 @@ def test_a_mixed_model_continues_pads_and_generates(name: str, tmp_path: Path) -
     whole = loaded(ids).logits
     near = {"rtol": 0, "atol": 1e-4 * float(whole.abs().max())}
 
-    first = loaded(ids[:, :13], use_cache=True)
-    second = loaded(ids[:, 13:20], past_key_values=first.past_key_values, use_cache=True)
-    cache, parts = second.past_key_values, [first.logits, second.logits]
+    first, cache = read_on(loaded, None, input_ids=ids[:, :13])
+    second, cache = read_on(loaded, cache, input_ids=ids[:, 13:20])
+    parts = [first.logits, second.logits]
     for t in range(20, 24):
-        step = loaded(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
+        step, cache = read_on(loaded, cache, input_ids=ids[:, t : t + 1])
         parts.append(step.logits)
     torch.testing.assert_close(torch.cat(parts, 1), whole, **near)
 

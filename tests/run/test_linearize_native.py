@@ -104,6 +104,9 @@ def test_the_report_says_what_was_done(finished: Any, method: str) -> None:
     dense, compressed = report.evaluation[0].rows
     assert compressed.kl is not None and 0 < compressed.kl < 1
     assert compressed.perplexity != dense.perplexity
+    linears = sum(row.bytes for row in report.size.ledger if row.group == "kept linears")
+    assert report.size.bits_per_weight_linears == 8 * linears / report.model.linear_parameters > 32
+    assert report.size.bits_per_weight_model == 8 * report.size.weights_bytes / report.model.parameters > 32
     architecture = json.loads((output / "config.json").read_text())["architectures"][0]
     assert f"every runtime that loads `{architecture}`" in (output / "README.md").read_text()
 

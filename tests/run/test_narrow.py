@@ -13,6 +13,7 @@ from killing import Killed
 from transformers import AutoModelForCausalLM
 
 from compressor.errors import UserError
+from compressor.hf.caches import cache_name
 from compressor.run import stream
 from compressor.run.recipe import make_recipe
 
@@ -52,7 +53,7 @@ def test_the_cache_shrinks_with_the_values(family: str, calibration: Path, tmp_p
     for name, folder in (("before", source), ("after", tmp_path / "out")):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         out = model.generate(tiny_models.random_ids(1), max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
-        layers = out.past_key_values.layers
+        layers = getattr(out, cache_name(type(model))).layers
         tokens = layers[0].keys.shape[-2]
         caches[name] = sum(x.numel() * x.itemsize for layer in layers for x in (layer.keys, layer.values)) // tokens
     assert report.size.kv_bytes_per_token == caches["after"] < caches["before"] == report.size.source_kv_bytes_per_token

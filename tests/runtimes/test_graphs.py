@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, StaticCache
 
 import compressor  # noqa: F401  # so that transformers knows our folders
+from compressor.hf.caches import cache_name, read_on
 
 pytestmark = pytest.mark.slow  # tracing a whole model takes its time
 
@@ -116,11 +117,11 @@ def test_a_token_after_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with torch.no_grad():
         want = model(IDS).logits
         cache = StaticCache(config=model.config, max_cache_len=40)
-        model(IDS[:, :7], past_key_values=cache)
+        read_on(model, cache, input_ids=IDS[:, :7])
         step = torch.compile(model, backend=keep, fullgraph=True)
         for place in range(7, 10):
             token, position = IDS[:, place : place + 1], torch.tensor([[place]])
-            agree(step(token, past_key_values=cache, position_ids=position).logits[:, 0], want[:, place])
+            agree(step(token, position_ids=position, **{cache_name(type(model)): cache}).logits[:, 0], want[:, place])
     calls = sum("native_attention" in name for name in found)
     assert calls and calls % model.config.num_hidden_layers == 0
     assert not any("scaled_dot_product" in name for name in found)

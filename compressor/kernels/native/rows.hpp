@@ -465,6 +465,7 @@ KBI __m512i ranks(const uint8_t* mask) {
 KBF void sparse_tile_bf16(const Matrix& w, long tile, const uint16_t* x, float* y) {
   const uint8_t* at = w.data + w.starts()[tile];
   const long rows = w.m - 16 * tile < 16 ? w.m - 16 * tile : 16, inputs = 128 * w.groups();
+  __m512i all[16] = {};
   for (long r = 0; r < rows; ++r) {
     __m512 s[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     for (long k = 0; k < inputs; k += 128) {
@@ -486,8 +487,9 @@ KBF void sparse_tile_bf16(const Matrix& w, long tile, const uint16_t* x, float* 
         s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + k + 32 * i));
       }
     }
-    y[r] = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
+    all[r] = _mm512_castps_si512(_mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
   }
+  keep(y, (F16)sums_of<true>(all));
 }
 #endif
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.kernel_matrices import PLANES, Packed, random_packed
+from compressor.hf.caches import read_on
 from compressor.hf.decoding import quicken
 from compressor.hf.fast import accelerate
 from compressor.hf.linear import PackedLinear
@@ -90,14 +91,14 @@ def with_planes(floor: Any, rung: str) -> tuple[Any, str]:
 @torch.no_grad()
 def _prefill(way: Way, ids: Tensor) -> float:
     began = time.thread_time()
-    way.cache = way.model(ids, use_cache=True).past_key_values
+    _, way.cache = read_on(way.model, None, input_ids=ids)
     return time.thread_time() - began
 
 
 @torch.no_grad()
 def _step(way: Way, token: int) -> float:
     began = time.thread_time()
-    way.model(torch.tensor([[token]]), past_key_values=way.cache, use_cache=True)
+    read_on(way.model, way.cache, input_ids=torch.tensor([[token]]))
     return time.thread_time() - began
 
 

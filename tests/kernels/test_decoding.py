@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import compressor
 from compressor.hf import decoding
+from compressor.hf.caches import cache_name, read_on
 from compressor.hf.decoding import MARK, GrowingLayer, quicken
 from compressor.kernels.native import LEVELS, Native
 
@@ -171,10 +172,10 @@ def test_a_cache_that_the_model_made_grows_too(tmp_path: Path) -> None:
     with torch.no_grad():
         want = model(ids).logits
         out = model(ids[:, :5], use_cache=True)
-        logits, cache = [out.logits], out.past_key_values
+        logits, cache = [out.logits], getattr(out, cache_name(type(model)))
     for place in range(5, ids.shape[1]):
         with torch.inference_mode() if place % 5 == 0 else torch.no_grad():
-            logits.append(model(ids[:, place : place + 1], past_key_values=cache).logits.clone())
+            logits.append(read_on(model, cache, input_ids=ids[:, place : place + 1])[0].logits.clone())
     assert all(type(layer) is GrowingLayer for layer in cache.layers)
     assert cache.get_seq_length() == ids.shape[1]
     assert (torch.cat(logits, 1) - want).abs().max() <= 0.02 * want.abs().max()  # activations of 8 bits
@@ -255,7 +256,7 @@ def test_other_caches_stay_as_they_are(tmp_path: Path) -> None:
     quicken(model, LEVELS[0])
     cache = DynamicCache()
     with torch.no_grad():
-        model(prompts()["input_ids"], past_key_values=cache)
+        read_on(model, cache, input_ids=prompts()["input_ids"])
     assert {type(layer) for layer in cache.layers} == {GrowingLayer}
 
     class Mine(DynamicCache):
@@ -263,5 +264,5 @@ def test_other_caches_stay_as_they_are(tmp_path: Path) -> None:
 
     mine = Mine()
     with torch.no_grad():
-        model(prompts()["input_ids"], past_key_values=mine)
+        read_on(model, mine, input_ids=prompts()["input_ids"])
     assert {type(layer) for layer in mine.layers} == {DynamicLayer}

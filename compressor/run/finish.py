@@ -22,7 +22,6 @@ from compressor.engine.observe import Observation
 from compressor.engine.output import container_bytes
 from compressor.engine.skeleton import Linear
 from compressor.engine.tensorfile import Layout
-from compressor.methods.linearize_native import NativeSettings
 from compressor.report.contents import read_contents
 from compressor.report.files import write_report
 from compressor.report.schema import (
@@ -258,10 +257,8 @@ def _size(run: Run, layouts: list[Layout], layers: list[Layer]) -> Size:
         raise RuntimeError(f"the weight files have {contents.weight_bytes} bytes, {accounted} were accounted for")
     linear_parameters = sum(prod(layer.shape) for layer in layers)
     parameters = skeleton.parameters()
-    linear_bytes = sum(layer.bytes for layer in layers)
-    if any(isinstance(stage.settings, NativeSettings) for stage in run.recipe.stages):
-        # written with other matrices than the source's, which `layers` are
-        linear_bytes = sum(item.bytes for item in contents.items if item.group in LINEARS)
+    # those written: a linearized model has other matrices than the source's, which `layers` are
+    linear_bytes = sum(item.bytes for item in contents.items if item.group in LINEARS)
     source = skeleton.checkpoint
     before = read_contents(source.folder)
     return Size(

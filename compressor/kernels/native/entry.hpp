@@ -134,16 +134,15 @@ int level_from(Arguments& in) {
   return level;
 }
 
-void run_at(int level, const Call& call) {
+// `function` as it was compiled for a level.
 #if defined(__x86_64__)
-  if (level == AVX512 && call.exact && !call.bf16_products) level = AVX2;  // exact products of AVX-512 are of bf16
-  if (level == AVX512) return avx512::run(call);
-  if (level == AVX2) return avx2::run(call);
+#define COMPRESSOR_AT(level, function) \
+  ((level) == AVX512 ? avx512::function : (level) == AVX2 ? avx2::function : portable::function)
 #elif defined(COMPRESSOR_ARM)
-  if (level == NEON) return neon::run(call);
+#define COMPRESSOR_AT(level, function) ((level) == NEON ? neon::function : portable::function)
+#else
+#define COMPRESSOR_AT(level, function) portable::function
 #endif
-  portable::run(call);
-}
 
 // Do `work` without the GIL; None, or MemoryError.
 template <class Work>
@@ -178,10 +177,11 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.threads = static_cast<int>(in.number("threads", 1, 1024));
   in.expect(reinterpret_cast<uintptr_t>(call.x) % width(call.dtype) == 0, "alignment of x");
   in.expect(reinterpret_cast<uintptr_t>(call.out) % width(call.dtype) == 0, "alignment of out");
-  const int level = level_from(in);
+  int level = level_from(in);
   call.bf16_products = machine.bf16;
+  if (level == AVX512 && call.exact && !call.bf16_products) level = AVX2;  // exact products of AVX-512 are of bf16
   if (!in.good()) return nullptr;
-  return freely([&] { run_at(level, call); });
+  return freely([&] { COMPRESSOR_AT(level, run)(call); });
 }
 
 // (matrix, out, dtype, threads, level): the matrix (m, n).
@@ -193,15 +193,7 @@ PyObject* unpack(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const int threads = static_cast<int>(in.number("threads", 1, 1024)), level = level_from(in);
   in.expect(w.kind < DENSE_BF16, "kind");
   if (!in.good()) return nullptr;
-  return freely([&] {
-#if defined(__x86_64__)
-    if (level == AVX512) return avx512::unpack(w, out, dtype, threads);
-    if (level == AVX2) return avx2::unpack(w, out, dtype, threads);
-#elif defined(COMPRESSOR_ARM)
-    if (level == NEON) return neon::unpack(w, out, dtype, threads);
-#endif
-    portable::unpack(w, out, dtype, threads);
-  });
+  return freely([&] { COMPRESSOR_AT(level, unpack)(w, out, dtype, threads); });
 }
 
 // (kind, m, n, kb, entries, tails, data, bytes, threads)
@@ -273,13 +265,7 @@ PyObject* read_memory(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const long words = static_cast<long>(in.number("bytes", 0, 1LL << 46) / 4);
   const int threads = static_cast<int>(in.number("threads", 1, 1024)), level = level_from(in);
   if (!in.good()) return nullptr;
-  auto read = portable::read_blocks;
-#if defined(__x86_64__)
-  if (level == AVX2) read = avx2::read_blocks;
-  if (level == AVX512) read = avx512::read_blocks;
-#elif defined(COMPRESSOR_ARM)
-  if (level == NEON) read = neon::read_blocks;
-#endif
+  const auto read = COMPRESSOR_AT(level, read_blocks);
   constexpr long kWords = kReadAtOnce / 4;
   const long blocks = words / kWords, chunks = chunks_of(blocks, threads);
   std::atomic<uint32_t> total{0};

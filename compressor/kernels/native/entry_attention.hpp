@@ -48,13 +48,5 @@ PyObject* attention(PyObject*, PyObject* const* args, Py_ssize_t count) {
       in.expect(reinterpret_cast<uintptr_t>(at) % width(a.dtype) == 0, "alignment");
   }
   if (!in.good()) return nullptr;
-  return freely([&] {
-#if defined(__x86_64__)
-    if (level == AVX512) return avx512::attend(a);
-    if (level == AVX2) return avx2::attend(a);
-#elif defined(COMPRESSOR_ARM)
-    if (level == NEON) return neon::attend(a);
-#endif
-    portable::attend(a);
-  });
+  return freely([&] { COMPRESSOR_AT(level, attend)(a); });
 }

@@ -18,13 +18,5 @@ PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   for (const char* at : {c.x, c.weight, static_cast<const char*>(c.out)})
     in.expect(reinterpret_cast<uintptr_t>(at) % width(c.dtype) == 0, "alignment");
   if (!in.good()) return nullptr;
-  return freely([&] {
-#if defined(__x86_64__)
-    if (level == AVX512) return avx512::normalize(c);
-    if (level == AVX2) return avx2::normalize(c);
-#elif defined(COMPRESSOR_ARM)
-    if (level == NEON) return neon::normalize(c);
-#endif
-    portable::normalize(c);
-  });
+  return freely([&] { COMPRESSOR_AT(level, normalize)(c); });
 }

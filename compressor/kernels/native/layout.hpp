@@ -72,6 +72,15 @@ struct Matrix {
   long least() const { return (tiles() - 1) * least(0) + least(tiles() - 1); }
 };
 
+// What a tile of `partial` or `sparse8` begins with.
+struct RowGrids {
+  float step[kRows], zero[kRows];
+  explicit RowGrids(const uint8_t* at) {
+    std::memcpy(step, at, sizeof step);
+    std::memcpy(zero, at + sizeof step, sizeof zero);
+  }
+};
+
 // The marked entries of a record of `partial`.
 struct Fours {
   int rounds;

@@ -142,23 +142,17 @@ KERNEL void partial_tile(const Matrix& w, long tile, const int8_t* x, const floa
   keep(y, sum);
 }
 
-// put(row, input, code) for every marked entry.
-template <class Put>
-KFN void each_marked(const Fours& fours, Put&& put) {
+// A record as fp32 (16, 128). Returns where the next one begins.
+KERNEL const uint8_t* unpack_partial_record(const uint8_t* at, const RowGrids& grids, float* out) {
+  unpack_plane<SIGN, 0>(at + 64, at, 128, out);
+  const Fours fours(at + 320);
   const uint8_t *place = fours.places, *code = fours.codes;
   for (int i = 0; i < fours.rounds; ++i)
     for (unsigned rows = fours.rows_of(i); rows; rows &= rows - 1) {
       const int r = __builtin_ctz(rows);
       for (int j = 0; j < 4; ++j, ++place, ++code)
-        if (*place >= 128) put(r, *place - 128, *code);
+        if (*place >= 128) out[128 * r + *place - 128] = grids.step[r] * (static_cast<float>(*code) - grids.zero[r]);
     }
-}
-
-// A record as fp32 (16, 128). Returns where the next one begins.
-KERNEL const uint8_t* unpack_partial_record(const uint8_t* at, const float* step, const float* zero, float* out) {
-  unpack_plane<SIGN, 0>(at + 64, at, 128, out);
-  const Fours fours(at + 320);
-  each_marked(fours, [&](int r, int k, uint8_t code) { out[128 * r + k] = step[r] * (static_cast<float>(code) - zero[r]); });
   return fours.end;
 }
 
@@ -168,12 +162,10 @@ struct UnpackPartial {
   static void tile(const Matrix& w, long tile, Put&& put) {
     alignas(64) float block[16 * 128];
     const uint8_t* at = w.data + w.starts()[tile];
-    float step[16], zero[16];
-    std::memcpy(step, at, sizeof step);
-    std::memcpy(zero, at + 64, sizeof zero);
-    at += 128;
+    const RowGrids grids(at);
+    at += sizeof grids;
     for (long g = 0; g < w.groups(); ++g) {
-      at = unpack_partial_record(at, step, zero, block);
+      at = unpack_partial_record(at, grids, block);
       for (int r = 0; r < 16; ++r) put(r, 128 * g, block + 128 * r);
     }
   }

@@ -161,14 +161,12 @@ struct UnpackSparse8 {
   static void tile(const Matrix& w, long tile, Put&& put) {
     alignas(64) float block[128];
     const uint8_t* at = w.data + w.starts()[tile];
-    float step[16], zero[16];
-    std::memcpy(step, at, sizeof step);
-    std::memcpy(zero, at + 64, sizeof zero);
-    at += 128;
+    const RowGrids grids(at);
+    at += sizeof grids;
     for (long g = 0; g < w.groups(); ++g) {
       const uint8_t *const masks = at, *codes = at + 256;
       for (int r = 0; r < 16; ++r) {
-        codes = unpack_sparse8_row(masks + 16 * r, codes, step[r], zero[r], block);
+        codes = unpack_sparse8_row(masks + 16 * r, codes, grids.step[r], grids.zero[r], block);
         put(r, 128 * g, block);
       }
       at = codes;
@@ -176,14 +174,19 @@ struct UnpackSparse8 {
   }
 };
 
+#if COMPRESSOR_LEVEL == 1 || COMPRESSOR_LEVEL == 2
+KFN float total_of_eight(__m256 v) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+#endif
+
 KFN float total(F16 v) {
 #if COMPRESSOR_LEVEL == 2
   return _mm512_reduce_add_ps((__m512)v);
 #elif COMPRESSOR_LEVEL == 1
-  const __m256 eight = _mm256_add_ps(v.low, v.high);
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  return total_of_eight(_mm256_add_ps(v.low, v.high));
 #else
   float lanes[16], sum = 0;
   std::memcpy(lanes, &v, sizeof lanes);
@@ -307,48 +310,50 @@ struct UnpackPlain {
   }
 };
 
+// A row of a sparse 16-bit matrix times fp32 inputs, a multiple of 128 of them; `at` goes to where the next row begins.
+template <bool BF16>
+KFN float sparse_row(const uint8_t*& at, const float* x, long inputs) {
+#if COMPRESSOR_LEVEL == 1 || COMPRESSOR_LEVEL == 2
+  __m256 s[4] = {};
+#else
+  F16 s[2] = {};
+#endif
+  for (long k = 0; k < inputs; k += 128) {
+    const uint8_t* const masks = at;
+    at += 16;
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      ask(at);
+#if COMPRESSOR_LEVEL == 1 || COMPRESSOR_LEVEL == 2
+      uint32_t four = load<uint32_t>(masks + i);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j, four >>= 8) {
+        const uint64_t mask = four & 255;
+        s[j] = _mm256_fmadd_ps(eight_expanded<BF16>(at, mask), _mm256_loadu_ps(x + k + 8 * (i + j)), s[j]);
+        at += 2 * static_cast<uint64_t>(__builtin_popcountll(mask));
+      }
+#else
+      alignas(64) float v[32];
+      for (int j = 0; j < 4; ++j) {
+        expand_eight<BF16>(at, masks[i + j], v + 8 * j);
+        at += 2 * __builtin_popcount(masks[i + j]);
+      }
+      for (int j = 0; j < 2; ++j) s[j] += load<F16>(v + 16 * j) * load<F16>(x + k + 8 * i + 16 * j);
+#endif
+    }
+  }
+#if COMPRESSOR_LEVEL == 1 || COMPRESSOR_LEVEL == 2
+  return total_of_eight(_mm256_add_ps(_mm256_add_ps(s[0], s[1]), _mm256_add_ps(s[2], s[3])));
+#else
+  return total(s[0] + s[1]);
+#endif
+}
+
 // Rows of a sparse 16-bit matrix times one token of fp32 inputs (padded inputs).
 template <int KIND>
 KERNEL void sparse_tile(const Matrix& w, long tile, const float* x, float* y) {
-  constexpr bool BF16 = KIND == SPARSE_BF16;
   const uint8_t* at = w.data + w.starts()[tile];
-  for (int r = 0; r < 16 && 16 * tile + r < w.m; ++r) {
-    F16 sums[2] = {};
-#if COMPRESSOR_LEVEL == 1 || COMPRESSOR_LEVEL == 2
-    __m256 s[4] = {};
-#endif
-    for (long k = 0; k < 128 * w.groups(); k += 128) {
-      const uint8_t* const masks = at;
-      at += 16;
-#pragma GCC unroll 4
-      for (int i = 0; i < 16; i += 4) {
-        ask(at);
-#if COMPRESSOR_LEVEL == 1 || COMPRESSOR_LEVEL == 2
-        uint32_t four = load<uint32_t>(masks + i);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-          const uint64_t mask = four & 255;
-          four >>= 8;
-          s[j] = _mm256_fmadd_ps(eight_expanded<BF16>(at, mask), _mm256_loadu_ps(x + k + 8 * (i + j)), s[j]);
-          at += 2 * static_cast<uint64_t>(__builtin_popcountll(mask));
-        }
-#else
-        alignas(64) float v[32];
-        for (int j = 0; j < 4; ++j) {
-          expand_eight<BF16>(at, masks[i + j], v + 8 * j);
-          at += 2 * __builtin_popcount(masks[i + j]);
-        }
-        for (int j = 0; j < 2; ++j) sums[j] += load<F16>(v + 16 * j) * load<F16>(x + k + 8 * i + 16 * j);
-#endif
-      }
-    }
-#if COMPRESSOR_LEVEL == 1 || COMPRESSOR_LEVEL == 2
-    float all[32];
-    for (int j = 0; j < 4; ++j) _mm256_storeu_ps(all + 8 * j, s[j]);
-    for (int j = 0; j < 2; ++j) sums[j] = load<F16>(all + 16 * j);
-#endif
-    y[r] = total(sums[0] + sums[1]);
-  }
+  for (int r = 0; r < 16 && 16 * tile + r < w.m; ++r) y[r] = sparse_row<KIND == SPARSE_BF16>(at, x, 128 * w.groups());
 }
 
 // Rows of 16-bit numbers that are multiplied together, so that they share what is read of the inputs: where these would
